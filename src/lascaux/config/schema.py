@@ -1,0 +1,268 @@
+"""Every setting of a run, as one frozen tree of dataclasses.
+
+The string below a field is its help text, shown by `lascaux COMMAND --help`; it carries the unit.
+`None` always means "not set"; what then happens stands in the help text.
+Rules that tie settings together are in `config/check.py`, reading files and flags in `config/load.py`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The shape of the network. The defaults are the preset `tiny`."""
+
+    num_layers: int = 6
+    """transformer blocks"""
+    d_model: int = 256
+    """width of the residual stream"""
+    num_heads: int = 4
+    """query heads of each attention layer"""
+    num_kv_heads: int | None = None
+    """key and value heads shared by groups of query heads; unset: num_heads"""
+    head_dim: int | None = None
+    """width of one head; unset: d_model / num_heads, which must divide"""
+    d_ff: int | None = None
+    """width of the feed-forward layer; unset: 4 * d_model"""
+    vocab_size: int = 4096
+    """token ids the tokenizer may produce"""
+    padded_vocab_size: int | None = None
+    """rows of embedding and head, at least vocab_size; unset: vocab_size"""
+    max_context: int = 1024
+    """longest sequence, tokens"""
+    block: Literal["sequential", "parallel", "parallel_two_norms"] = "sequential"
+    """attention then feed-forward, or both from one norm (GPT-J), or both with a norm each (GPT-NeoX)"""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """normalisation everywhere in the network"""
+    norm_eps: float = 1e-5
+    """added to the variance before the square root"""
+    embedding_norm: bool = False
+    """normalise the token embedding (BLOOM)"""
+    sandwich_norm: bool = False
+    """normalise the output of attention and feed-forward before the residual sum (CogView)"""
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    """RMSNorm on queries and keys: for each head, or over the whole projection (OLMoE)"""
+    position: Literal["rotary", "learned", "alibi", "none"] = "rotary"
+    """how the network learns where a token stands"""
+    rotary_dims: int | None = None
+    """leading dimensions of each head that rotate; unset: all of head_dim"""
+    rotary_base: float = 10000.0
+    """base of the rotary wavelengths"""
+    rotary_layout: Literal["half_split", "interleaved"] = "half_split"
+    """pairs (j, j + rotary_dims/2) as in GPT-NeoX and Llama, or neighbours (2j, 2j + 1) as in GPT-J"""
+    learned_position_offset: int = 0
+    """unused rows at the start of the position table (OPT: 2)"""
+    activation: Literal["gelu", "gelu_tanh", "relu", "relu_squared", "swiglu"] = "gelu_tanh"
+    """non-linearity of the feed-forward layer; swiglu adds a gate matrix"""
+    attention_bias: bool = False
+    """biases on the query, key and value projections"""
+    attention_output_bias: bool = False
+    """bias on the attention output projection"""
+    ffn_bias: bool = False
+    """biases in the feed-forward layer"""
+    norm_bias: bool = False
+    """biases in LayerNorm"""
+    tie_embeddings: bool = True
+    """use the token embedding as the output head"""
+    head_bias: bool = False
+    """bias on the output head (GPT-J)"""
+    init: Literal["gpt2", "neox", "zero_residual"] = "gpt2"
+    """scale of the initial weights: GPT-2 (0.02, residual outputs / sqrt(2 layers)), GPT-NeoX (small init, Wang init), or width-scaled with residual outputs at zero"""
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads of each attention layer."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head."""
+        return self.d_model // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all query heads together; d_model in most published models."""
+        return self.num_heads * self.head_width
+
+    @property
+    def ffn_width(self) -> int:
+        """Width of the feed-forward layer."""
+        return 4 * self.d_model if self.d_ff is None else self.d_ff
+
+    @property
+    def rotary_width(self) -> int:
+        """Leading dimensions of each head that rotate."""
+        return self.head_width if self.rotary_dims is None else self.rotary_dims
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding and of the head."""
+        return self.vocab_size if self.padded_vocab_size is None else self.padded_vocab_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """One source of text inside `data.sources`."""
+
+    path: str = "stdlib"
+    """'stdlib' (the Python standard library), a file, a folder, or a folder made by `lascaux prepare`"""
+    weight: float | None = None
+    """share of the samples in a mixture; unset for all sources: each in proportion to its size"""
+    text_field: str = "text"
+    """field that holds the text in .jsonl, .jsonl.zst and .parquet"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where the text comes from and how it is cut into sequences."""
+
+    sources: tuple[SourceConfig, ...] = (SourceConfig(),)
+    """sources of text: PATH, or PATH,PATH, or tables with path, weight, text_field"""
+    valid_fraction: float = 0.05
+    """share of documents held out for validation, chosen by the hash of their text"""
+    document_boundaries: Literal["ignore", "respect"] = "ignore"
+    """respect: attention, positions and loss do not cross from one document into the next"""
+    strict: bool = False
+    """refuse a source with a bad record instead of excluding, counting and listing it"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig:
+    """The byte-level BPE tokenizer: trained on the sources, or loaded."""
+
+    path: str | None = None
+    """tokenizer.json, or a folder with it or with encoder.json and vocab.bpe; unset: train one of model.vocab_size"""
+    pattern: Literal["gpt2", "code"] | None = None
+    """how text is split before merging; code keeps line breaks and indentation together; unset: code"""
+    train_bytes: int | None = None
+    """text the tokenizer is trained on, bytes; unset: 32,000,000"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Length, batch and numerics of the training run."""
+
+    steps: int | None = None
+    """optimizer steps; give this or train.tokens"""
+    tokens: int | None = None
+    """tokens to train on, rounded up to whole steps; give this or train.steps"""
+    batch_tokens: int = 8192
+    """tokens of one optimizer step over all devices"""
+    microbatch_seqs: int = 32
+    """sequences of one forward pass on one device"""
+    seq_len: int = 256
+    """tokens of one training sequence"""
+    seed: int = 0
+    """initial weights and the order of the data follow from it"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """dtype of the matrix products; weights and optimizer stay in fp32; fp16 needs a GPU"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one"""
+    recompute: Literal["none", "block"] = "none"
+    """block: keep only each block's input and recompute the rest in the backward pass"""
+    compile: bool = False
+    """compile the model with torch.compile"""
+    tracking: Literal["none", "tensorboard", "wandb"] = "none"
+    """write the metrics to TensorBoard or Weights & Biases as well (extra: tracking)"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """How gradients change weights."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the blocks, AdamW for embeddings, head, norms and biases"""
+    lr: float = 6e-4
+    """peak learning rate; with muon that of the matrices"""
+    adamw_lr: float | None = None
+    """peak learning rate of what AdamW updates beside muon; unset: lr"""
+    weight_decay: float = 0.1
+    """decoupled weight decay, on matrices and embeddings only"""
+    beta1: float = 0.9
+    """AdamW's average of the gradient"""
+    beta2: float = 0.95
+    """AdamW's average of the squared gradient"""
+    eps: float = 1e-8
+    """AdamW's denominator term"""
+    muon_momentum: float | None = None
+    """Muon's momentum; unset: 0.95"""
+    muon_newton_schulz_steps: int | None = None
+    """iterations of Muon's orthogonalisation; unset: 5"""
+    grad_clip: float | None = 1.0
+    """largest global gradient norm; "none" to switch clipping off"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """The learning rate over the steps, as a fraction of its peak."""
+
+    name: Literal["cosine", "wsd", "constant"] = "cosine"
+    """after the warm-up: a half cosine, or constant and then a straight decay, or constant"""
+    warmup_steps: int = 100
+    """steps of straight rise from zero"""
+    decay_fraction: float | None = None
+    """wsd: share of the steps in the decay; unset: 0.2"""
+    final_lr_fraction: float | None = None
+    """learning rate at the end as a fraction of the peak; unset: 0.1; not for constant"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    every_steps: int = 500
+    """steps between checkpoints; one more is always written at the end"""
+    keep: int = 2
+    """newest checkpoints to keep; 0 keeps all"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """What is looked at during training."""
+
+    every_steps: int = 250
+    """steps between validations and samples; 0 leaves only the one at the end"""
+    max_tokens: int = 65536
+    """validation tokens of a periodic validation; the one at the end takes them all"""
+    final_max_tokens: int | None = None
+    """validation tokens of the validation at the end; unset: all"""
+    sample_prompts: tuple[str, ...] = ("def ",)
+    """prompts continued at each validation"""
+    sample_tokens: int = 64
+    """tokens of each sample"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig:
+    """How text is drawn from the model."""
+
+    max_tokens: int = 256
+    """most tokens to generate"""
+    temperature: float = 0.8
+    """0 takes the likeliest token; higher is more varied"""
+    top_k: int = 0
+    """draw from the k likeliest tokens only; 0: all"""
+    top_p: float = 1.0
+    """draw from the fewest tokens that together reach this probability"""
+    min_p: float = 0.0
+    """leave out tokens below this fraction of the likeliest one's probability"""
+    seed: int = 0
+    """the same seed gives the same text"""
+    stop: tuple[str, ...] = ()
+    """end before any of these strings"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """The whole tree: defaults, then the preset, then the file, then the flags."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
