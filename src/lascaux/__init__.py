@@ -1,0 +1,1 @@
+"""Large language models from a cave."""

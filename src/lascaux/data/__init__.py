@@ -1,0 +1,1 @@
+"""Text to batches: sources, tokenizer, token shards, sample order, loader. No torch here."""

@@ -1,0 +1,5 @@
+"""`python -m lascaux` and `torchrun -m lascaux`."""
+
+from lascaux.cli import main
+
+main()

@@ -1,0 +1,299 @@
+"""The command line: one function for each command, heavy imports inside it.
+
+Exit codes: 0 done, 2 the user can mend it, 75 stopped before the end and resumable, 1 our bug.
+Figures and text go to stdout, everything else to stderr.
+"""
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from lascaux.config.describe import describe_section
+from lascaux.config.load import (
+    load_config,
+    preset_header,
+    preset_names,
+    read_flags,
+    to_tables,
+    to_toml,
+)
+from lascaux.config.schema import Config, SourceConfig
+from lascaux.errors import ConfigError, LascauxError, TrainingStopped, suggest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_MEND, EXIT_RESUMABLE = 2, 75
+ALL_SECTIONS = [field.name for field in dataclasses.fields(Config)]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command in `arguments` (default: the process's) and exit."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+    except TrainingStopped as stopped:
+        print(f"lascaux: {stopped}", file=sys.stderr)
+        sys.exit(EXIT_RESUMABLE)
+    except LascauxError as error:
+        print(f"lascaux: {error}", file=sys.stderr)
+        sys.exit(EXIT_MEND)
+    except KeyboardInterrupt:
+        print("lascaux: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(EXIT_RESUMABLE)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away, as with `| head`
+        sys.exit(0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Parse and carry out one command; returns the exit code."""
+    parser = build_parser()
+    plain, flags = split_flags(arguments)
+    options = parser.parse_args(plain)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    command: Callable[[argparse.Namespace, list[str]], int] = options.run_command
+    return command(options, flags)
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Set `--section.key=value` and `--section.key value` apart from the rest."""
+    plain: list[str] = []
+    flags: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, _ = argument.partition("=")
+        if not (key.startswith("--") and "." in key):
+            plain.append(argument)
+        elif equals:
+            flags.append(argument)
+        elif rest:
+            flags.append(f"{argument}={rest.pop(0)}")
+        else:
+            raise ConfigError(f"{argument} needs a value: {argument}=VALUE")
+    return plain, flags
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one line and suggests the nearest word."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        words = [word for action in self._actions for word in action.option_strings]
+        hint = ""
+        if message.startswith("unrecognized arguments: "):
+            hint = suggest(message.removeprefix("unrecognized arguments: ").split("=")[0], words)
+        raise ConfigError(f"{message}{hint}\nsee: {self.prog} --help")
+
+
+def build_parser() -> Parser:
+    """The commands, their arguments and help."""
+    parser = Parser(
+        prog="lascaux",
+        description="Train, check, sample and report GPT-class language models.",
+        epilog="`lascaux COMMAND --help` lists every setting of a command with its unit.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(
+        name: str,
+        function: Callable[[argparse.Namespace, list[str]], int],
+        words: str,
+        sections: Sequence[str] = (),
+    ) -> argparse.ArgumentParser:
+        settings = "\n\n".join(describe_section(section) for section in sections)
+        command = commands.add_parser(
+            name,
+            help=words,
+            description=words[0].upper() + words[1:] + ".",
+            epilog=f"settings (shown with their defaults):\n{settings}" if settings else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(run_command=function)
+        return command
+
+    train = add("train", train_command, "train a model; again: continue", ALL_SECTIONS)
+    train.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
+    train.add_argument("--run", type=Path, metavar="DIR", help="default: runs/PRESET or runs/FILE")
+    train.add_argument("--json", action="store_true", help="print the outcome as JSON")
+
+    prepare = add(
+        "prepare", prepare_command, "turn text into token shards", ("data", "tokenizer")
+    )
+    prepare.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder or 'stdlib'")
+    prepare.add_argument("--out", type=Path, required=True, metavar="DIR")
+    prepare.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+    generate = add("generate", generate_command, "continue a prompt", ("generate",))
+    generate.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
+    generate.add_argument("--prompt", default="", metavar="TEXT")
+    generate.add_argument("--json", action="store_true", help="print text and figures as JSON")
+
+    report = add("report", report_command, "write RUN/report.html")
+    report.add_argument("source", type=Path, metavar="RUN")
+    report.add_argument("--json", action="store_true", help="print the path as JSON")
+
+    verify = add("verify", verify_command, "check every hash of a run")
+    verify.add_argument("source", type=Path, metavar="RUN")
+    verify.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+    config = add("config", config_command, "print the resolved settings as TOML", ALL_SECTIONS)
+    config.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
+    config.add_argument("--list", action="store_true", help="list the presets")
+    config.add_argument("--json", action="store_true", help="print as JSON")
+    return parser
+
+
+def stderr_console() -> "Console":
+    """Where progress and messages go."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def print_json(value: object) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def train_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux train`."""
+    from lascaux.train.loop import train
+    from lascaux.train.run_folder import saved_config
+    from lascaux.units import format_duration, format_percent, format_rate
+
+    if options.run is not None and options.target is None and not flags:
+        exists = (options.run / "config.toml").exists()
+        config = saved_config(options.run) if exists else load_config(None)
+    else:
+        config = load_config(options.target, flags)
+    folder = options.run or Path("runs") / Path(options.target or "tiny").stem
+    outcome = train(config, folder, stderr_console())
+    if options.json:
+        print_json(dataclasses.asdict(outcome))
+        return 0
+    if outcome.bits_per_byte is not None:
+        print(
+            f"validation: {outcome.bits_per_byte:.3f} bits per byte, "
+            f"{outcome.valid_loss:.3f} nats per token"
+        )
+    print(
+        f"trained {outcome.tokens_seen:,} tokens in {format_duration(outcome.elapsed_seconds)}: "
+        f"{format_rate(outcome.tokens_per_second, 'tokens')}, "
+        f"MFU {format_percent(outcome.mfu)} of the measured peak (6N + 12LdT FLOPs per token)"
+    )
+    print(
+        f"next: lascaux generate {folder} --prompt 'def '\n      lascaux report {folder}"
+    )
+    return 0
+
+
+def prepare_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux prepare`."""
+    from lascaux.train.prepare_data import prepare_sources
+
+    if any(key == "data.sources" for key in read_flags(flags)):
+        raise ConfigError("give the sources as arguments: lascaux prepare SOURCE… --out DIR")
+    config = load_config(None, flags)
+    sources = [SourceConfig(path=path) for path in options.sources]
+    summary = prepare_sources(config, sources, options.out, stderr_console())
+    if options.json:
+        print_json(dataclasses.asdict(summary))
+    else:
+        print(summary)
+    return 0
+
+
+def generate_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux generate`: text to stdout as it is made."""
+    from lascaux.generate.load import load_for_generation
+    from lascaux.generate.engine import generate
+
+    loaded = load_for_generation(options.source, flags)
+    pieces = []
+    if not options.json:
+        print(options.prompt, end="", flush=True)
+    for piece in generate(
+        loaded.model, loaded.tokenizer, options.prompt, loaded.settings, device=loaded.device
+    ):
+        pieces.append(piece)
+        if not options.json:
+            print(piece.text, end="", flush=True)
+    last = pieces[-1]
+    if options.json:
+        text = "".join(piece.text for piece in pieces)
+        figures = {
+            "prompt": options.prompt,
+            "text": text,
+            "finish_reason": last.finish_reason,
+            "tokens": last.num_tokens,
+            "tokens_per_second": last.tokens_per_second,
+        }
+        print_json(figures)
+    else:
+        print()
+    return 0
+
+
+def report_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux report`."""
+    from lascaux.report.html import write_report
+
+    refuse_flags(flags, "report")
+    path = write_report(options.source)
+    if options.json:
+        print_json({"report": str(path)})
+    else:
+        print(path)
+    return 0
+
+
+def verify_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux verify`; exits 2 when anything is damaged."""
+    from lascaux.train.verify import verify_all
+
+    refuse_flags(flags, "verify")
+    findings = verify_all(options.source)
+    damaged = [finding for finding in findings if not finding.ok]
+    if options.json:
+        print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{'ok     ' if finding.ok else 'DAMAGED'}  {finding.path}  {finding.detail}")
+        print(f"{len(findings) - len(damaged)} of {len(findings)} intact")
+    return EXIT_MEND if damaged else 0
+
+
+def config_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux config`."""
+    if options.list:
+        for name in preset_names():
+            print(f"{preset_header(name)}\n")
+        return 0
+    config = load_config(options.target, flags)
+    if options.json:
+        print_json(to_tables(config))
+    else:
+        print(to_toml(config), end="")
+    return 0
+
+
+def refuse_flags(flags: Sequence[str], command: str) -> None:
+    """Settings on a command that reads none are an error."""
+    if flags:
+        raise ConfigError(f"`lascaux {command}` takes no settings; got {flags[0]}")

@@ -1,0 +1,113 @@
+"""Causal self-attention with shared key and value heads, and the mask all layers share.
+
+The cache of keys and values is handed in; `generate/cache.py` has one.
+Shapes: B batch, T sequence, S keys (T and what the cache holds), D d_model, H heads, G kv heads,
+K head width.
+"""
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lascaux.config.schema import ModelConfig
+from lascaux.model.positions import Rotation, alibi_slopes, rotate
+
+
+class LayerCache(Protocol):
+    """Keys and values of the tokens one layer has already seen."""
+
+    length: int
+
+    def append(
+        self, k: Float[Tensor, "B G T K"], v: Float[Tensor, "B G T K"]
+    ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]:
+        """Store the new keys and values; return all of them, in order."""
+        ...
+
+
+class Attention(nn.Module):
+    """softmax(q kᵀ / √K + mask) v, projected back to the residual stream.
+
+    Heads are counted by the weights (`view(…, -1, K)`), so that a plan may give a rank some of them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_width = config.head_width
+        self.rotary_width = config.rotary_width
+        self.rotary_layout = config.rotary_layout
+        self.qk_norm = config.qk_norm
+        kv_width = config.kv_heads * config.head_width
+        self.q = nn.Linear(config.d_model, config.attention_width, bias=config.attention_bias)
+        self.k = nn.Linear(config.d_model, kv_width, bias=config.attention_bias)
+        self.v = nn.Linear(config.d_model, kv_width, bias=config.attention_bias)
+        self.o = nn.Linear(
+            config.attention_width, config.d_model, bias=config.attention_output_bias
+        )
+        if config.qk_norm != "none":
+            per_head = config.qk_norm == "head"
+            q_width = config.head_width if per_head else config.attention_width
+            k_width = config.head_width if per_head else kv_width
+            self.q_norm = nn.RMSNorm(q_width, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(k_width, eps=config.norm_eps)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        angles: Rotation | None,
+        mask: Tensor | None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Attend over this sequence and the cache; `mask` None means plainly causal."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.qk_norm == "projection":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (self._split_heads(t) for t in (q, k, v))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q = rotate(q, angles, self.rotary_width, self.rotary_layout)
+            k = rotate(k, angles, self.rotary_width, self.rotary_layout)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        z = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype),
+            is_causal=mask is None and q.shape[2] > 1,
+            enable_gqa=k.shape[1] != q.shape[1],
+        )
+        return self.o(z.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.head_width).transpose(1, 2)  # B T HK -> B H T K
+
+
+def attention_mask(
+    config: ModelConfig,
+    num_queries: int,
+    num_keys: int,
+    document_ids: Int[Tensor, "B T"] | None,
+    device: torch.device,
+) -> Bool[Tensor, "#B 1 T S"] | Float[Tensor, "#B H T S"] | None:
+    """What each query may see and ALiBi's penalty on distance; None where plain causality is all.
+
+    The last query stands at the last key. With `document_ids` a query sees its own document only.
+    """
+    from_start = num_queries == num_keys
+    if config.position != "alibi" and document_ids is None and (from_start or num_queries == 1):
+        return None
+    keys = torch.arange(num_keys, device=device)
+    queries = torch.arange(num_keys - num_queries, num_keys, device=device)
+    visible = (queries[:, None] >= keys)[None, None]
+    if document_ids is not None:
+        visible = visible & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+    if config.position != "alibi":
+        return visible
+    slopes = torch.tensor(alibi_slopes(config.num_heads), device=device)[:, None, None]
+    penalty = -slopes * (queries[:, None] - keys).float()
+    return torch.where(visible, penalty, float("-inf"))

@@ -1,0 +1,158 @@
+"""The network: a causal decoder. Token ids in, logits out.
+
+Devices and ranks are decided elsewhere; nothing here knows of them.
+Block "sequential" (pre-norm, GPT-2): attention and its residual first, then feed-forward.
+Block "parallel" (GPT-J, Wang & Komatsuzaki 2021): h = norm(x); x + attn(h) + ffn(h).
+Block "parallel_two_norms" (GPT-NeoX, Black et al. 2022): x + attn(norm1(x)) + ffn(norm2(x)).
+Shapes: B batch, T sequence, D d_model, F feed-forward width, V rows of the vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lascaux.config.schema import ModelConfig
+from lascaux.model.attention import Attention, LayerCache, attention_mask
+from lascaux.model.positions import Rotation, rotation
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the residual width."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.norm_bias)
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))), or down(silu(gate(x)) · up(x)) for swiglu (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.up = nn.Linear(config.d_model, config.ffn_width, bias=config.ffn_bias)
+        if config.activation == "swiglu":
+            self.gate = nn.Linear(config.d_model, config.ffn_width, bias=config.ffn_bias)
+        self.down = nn.Linear(config.ffn_width, config.d_model, bias=config.ffn_bias)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Each position on its own."""
+        match self.activation:
+            case "swiglu":
+                h = F.silu(self.gate(x)) * self.up(x)
+            case "gelu":
+                h = F.gelu(self.up(x))
+            case "gelu_tanh":
+                h = F.gelu(self.up(x), approximate="tanh")
+            case "relu":
+                h = F.relu(self.up(x))
+            case "relu_squared":  # Primer, So et al. 2021
+                h = F.relu(self.up(x)).square()
+        return self.down(h)
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward around the residual stream.
+
+    Sandwich norms (CogView, Ding et al. 2021) normalise both outputs before the sum.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.arrangement = config.block
+        self.norm1 = make_norm(config)
+        self.attn = Attention(config)
+        if config.block != "parallel":
+            self.norm2 = make_norm(config)
+        self.ffn = FeedForward(config)
+        self.attn_out_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
+        self.ffn_out_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        angles: Rotation | None,
+        mask: Tensor | None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The residual stream after this layer."""
+        h = self.norm1(x)
+        attended = self.attn_out_norm(self.attn(h, angles, mask, cache))
+        if self.arrangement == "sequential":
+            x = x + attended
+            return x + self.ffn_out_norm(self.ffn(self.norm2(x)))
+        if self.arrangement == "parallel_two_norms":
+            h = self.norm2(x)
+        return x + attended + self.ffn_out_norm(self.ffn(h))
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model; every family is a setting of `ModelConfig`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_rows, config.d_model)
+        if config.position == "learned":
+            rows = config.max_context + config.learned_position_offset
+            self.position_embed = nn.Embedding(rows, config.d_model)
+        self.embed_norm = make_norm(config) if config.embedding_norm else nn.Identity()
+        self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
+        self.final_norm = make_norm(config)
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.d_model, config.vocab_rows, bias=config.head_bias)
+        elif config.head_bias:
+            self.head_bias = nn.Parameter(torch.zeros(config.vocab_rows))
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        *,
+        positions: Int[Tensor, "B T"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of the token after each position.
+
+        Positions count from the start of the sequence, or from what the cache holds, unless they
+        are given. With `document_ids` attention stays inside a document. The cache, one entry for
+        each layer, is extended by these tokens.
+        """
+        return self.unembed(
+            self.residual(tokens, positions=positions, document_ids=document_ids, cache=cache)
+        )
+
+    def residual(
+        self,
+        tokens: Int[Tensor, "B T"],
+        *,
+        positions: Int[Tensor, "B T"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The residual stream after the last block, before the final norm."""
+        config = self.config
+        past = cache[0].length if cache is not None else 0
+        num_keys = past + tokens.shape[1]
+        if positions is None:
+            positions = torch.arange(past, num_keys, device=tokens.device)[None]
+        x = self.embed(tokens)
+        if config.position == "learned":
+            x = x + self.position_embed(positions + config.learned_position_offset)
+        x = self.embed_norm(x)
+        angles = None
+        if config.position == "rotary":
+            angles = rotation(positions, config.rotary_width, config.rotary_base)
+        mask = attention_mask(config, tokens.shape[1], num_keys, document_ids, tokens.device)
+        for index, block in enumerate(self.blocks.values()):
+            x = block(x, angles, mask, cache[index] if cache is not None else None)
+        return x
+
+    def unembed(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+        """Final norm and output head."""
+        h = self.final_norm(x)
+        if not self.config.tie_embeddings:
+            return self.head(h)
+        return F.linear(h, self.embed.weight, getattr(self, "head_bias", None))

@@ -1,0 +1,130 @@
+"""AdamW, or Muon for the matrices of the blocks with AdamW for everything else.
+
+Both are torch's own. Weight decay applies to matrices and embeddings, not to norms and biases.
+Optimizer state is exchanged with checkpoints under the parameters' names.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from lascaux.config.schema import OptimizerConfig
+from lascaux.errors import CheckpointError
+
+DEFAULT_MUON_MOMENTUM = 0.95
+DEFAULT_NEWTON_SCHULZ_STEPS = 5
+STATE_KEYS: dict[type[Optimizer], tuple[str, ...]] = {
+    AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    Muon: ("momentum_buffer",),
+}
+
+
+def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
+    """The optimizers that together own every parameter once; Muon comes first where it is used.
+
+    Muon (Jordan et al. 2024) takes two-dimensional weights inside blocks. Its update is scaled to
+    the size of AdamW's (Liu et al. 2025), so that one learning rate serves both.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if config.name == "adamw":
+        return [_adamw(named, config, config.lr)]
+    matrices = [(name, p) for name, p in named if name.startswith("blocks.") and p.ndim == 2]
+    others = [(name, p) for name, p in named if not (name.startswith("blocks.") and p.ndim == 2)]
+    muon = Muon(
+        [p for _, p in matrices],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=DEFAULT_MUON_MOMENTUM if config.muon_momentum is None else config.muon_momentum,
+        ns_steps=config.muon_newton_schulz_steps or DEFAULT_NEWTON_SCHULZ_STEPS,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    _remember_peak_lr(muon)
+    return [muon, _adamw(others, config, config.adamw_lr or config.lr)]
+
+
+def _adamw(
+    named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, lr: float
+) -> Optimizer:
+    parameters = [p for _, p in named]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(
+        [group for group in groups if group["params"]],
+        lr=lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+    _remember_peak_lr(optimizer)
+    return optimizer
+
+
+def _remember_peak_lr(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+
+
+def set_lr(optimizers: Iterable[Optimizer], fraction: float) -> float:
+    """Set every learning rate to this fraction of its peak; return that of the first group."""
+    first: float | None = None
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * fraction
+            first = group["lr"] if first is None else first
+    assert first is not None
+    return first
+
+
+def state_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """Every tensor of optimizer state as `PARAMETER.KEY`, for example `embed.weight.exp_avg`."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}.{key}": optimizer.state[parameter][key]
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key in STATE_KEYS[type(optimizer)]
+    }
+
+
+def load_state_tensors(
+    model: nn.Module, optimizers: Iterable[Optimizer], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `state_tensors` gave, onto each parameter's device.
+
+    Raises: CheckpointError when names or shapes are not exactly those of this model and optimizer.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    remaining = dict(tensors)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter] = {
+                    key: _take(remaining, f"{names[parameter]}.{key}", parameter, key)
+                    for key in STATE_KEYS[type(optimizer)]
+                }
+    if remaining:
+        raise CheckpointError(
+            f"the checkpoint holds optimizer state this run does not use: {sorted(remaining)[0]} "
+            f"and {len(remaining) - 1} more; was it saved with another optimizer.name?"
+        )
+
+
+def _take(remaining: dict[str, Tensor], name: str, parameter: Tensor, key: str) -> Tensor:
+    if name not in remaining:
+        raise CheckpointError(
+            f"the checkpoint holds no optimizer state '{name}'; was it saved with another "
+            "optimizer.name?"
+        )
+    tensor = remaining.pop(name)
+    wanted = torch.Size([]) if key == "step" else parameter.shape
+    if tensor.shape != wanted:
+        raise CheckpointError(
+            f"optimizer state '{name}' has shape {tuple(tensor.shape)} in the checkpoint; "
+            f"this run needs {tuple(wanted)}"
+        )
+    return tensor.to(parameter.device)
