@@ -132,9 +132,7 @@ def build_parser() -> Parser:
     train.add_argument("--run", type=Path, metavar="DIR", help="default: runs/PRESET or runs/FILE")
     train.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
-    prepare = add(
-        "prepare", prepare_command, "turn text into token shards", ("data", "tokenizer")
-    )
+    prepare = add("prepare", prepare_command, "turn text into token shards", ("data", "tokenizer"))
     prepare.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder or 'stdlib'")
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR")
     prepare.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -197,9 +195,7 @@ def train_command(options: argparse.Namespace, flags: list[str]) -> int:
         f"{format_rate(outcome.tokens_per_second, 'tokens')}, "
         f"MFU {format_percent(outcome.mfu)} of the measured peak (6N + 12LdT FLOPs per token)"
     )
-    print(
-        f"next: lascaux generate {folder} --prompt 'def '\n      lascaux report {folder}"
-    )
+    print(f"next: lascaux generate {folder} --prompt 'def '\n      lascaux report {folder}")
     return 0
 
 

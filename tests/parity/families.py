@@ -86,7 +86,9 @@ def gpt2(t: Tensors) -> Tensors:
             for ours, part in zip("qkv", fused.split(D, dim=-1), strict=True):
                 mapped[f"{target}attn.{ours}.{kind}"] = part.T if kind == "weight" else part
             for ours, theirs in (
-                ("attn.o", "attn.c_proj"), ("ffn.up", "mlp.c_fc"), ("ffn.down", "mlp.c_proj"),
+                ("attn.o", "attn.c_proj"),
+                ("ffn.up", "mlp.c_fc"),
+                ("ffn.down", "mlp.c_proj"),
             ):
                 tensor = t[f"{layer}{theirs}.{kind}"]
                 mapped[f"{target}{ours}.{kind}"] = tensor.T if kind == "weight" else tensor
@@ -148,13 +150,27 @@ FAMILIES = [
         "gptj",
         lambda: GPTJForCausalLM(
             GPTJConfig(
-                vocab_size=V, n_positions=CONTEXT, n_embd=D, n_layer=LAYERS, n_head=H,
-                rotary_dim=8, n_inner=F, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+                vocab_size=V,
+                n_positions=CONTEXT,
+                n_embd=D,
+                n_layer=LAYERS,
+                n_head=H,
+                rotary_dim=8,
+                n_inner=F,
+                resid_pdrop=0,
+                embd_pdrop=0,
+                attn_pdrop=0,
             )
         ),
         shape(
-            block="parallel", rotary_dims=8, rotary_layout="interleaved", d_ff=F, ffn_bias=True,
-            norm_bias=True, tie_embeddings=False, head_bias=True,
+            block="parallel",
+            rotary_dims=8,
+            rotary_layout="interleaved",
+            d_ff=F,
+            ffn_bias=True,
+            norm_bias=True,
+            tie_embeddings=False,
+            head_bias=True,
         ),
         gptj,
     ),
@@ -162,8 +178,15 @@ FAMILIES = [
         "gpt2",
         lambda: GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=V, n_positions=CONTEXT, n_embd=D, n_layer=LAYERS, n_head=H,
-                resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, n_inner=F,
+                vocab_size=V,
+                n_positions=CONTEXT,
+                n_embd=D,
+                n_layer=LAYERS,
+                n_head=H,
+                resid_pdrop=0,
+                embd_pdrop=0,
+                attn_pdrop=0,
+                n_inner=F,
             )
         ),
         shape(position="learned", d_ff=F, **BIASES),
@@ -173,14 +196,25 @@ FAMILIES = [
         "gpt_neox",
         lambda: GPTNeoXForCausalLM(
             GPTNeoXConfig(
-                vocab_size=V, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=H,
-                intermediate_size=F, max_position_embeddings=CONTEXT, rotary_pct=0.5,
-                use_parallel_residual=True, hidden_dropout=0, attention_dropout=0,
+                vocab_size=V,
+                hidden_size=D,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=H,
+                intermediate_size=F,
+                max_position_embeddings=CONTEXT,
+                rotary_pct=0.5,
+                use_parallel_residual=True,
+                hidden_dropout=0,
+                attention_dropout=0,
             )
         ),
         shape(
-            block="parallel_two_norms", rotary_dims=6, activation="gelu", d_ff=F,
-            tie_embeddings=False, **BIASES,
+            block="parallel_two_norms",
+            rotary_dims=6,
+            activation="gelu",
+            d_ff=F,
+            tie_embeddings=False,
+            **BIASES,
         ),
         neox,
     ),
@@ -188,21 +222,29 @@ FAMILIES = [
         "opt",
         lambda: OPTForCausalLM(
             OPTConfig(
-                vocab_size=V, hidden_size=D, num_hidden_layers=LAYERS, ffn_dim=F,
-                num_attention_heads=H, max_position_embeddings=CONTEXT, dropout=0,
-                word_embed_proj_dim=D, pad_token_id=1,
+                vocab_size=V,
+                hidden_size=D,
+                num_hidden_layers=LAYERS,
+                ffn_dim=F,
+                num_attention_heads=H,
+                max_position_embeddings=CONTEXT,
+                dropout=0,
+                word_embed_proj_dim=D,
+                pad_token_id=1,
             )
         ),
-        shape(
-            position="learned", learned_position_offset=2, activation="relu", d_ff=F, **BIASES
-        ),
+        shape(position="learned", learned_position_offset=2, activation="relu", d_ff=F, **BIASES),
         opt,
     ),
     Family(
         "bloom",
         lambda: BloomForCausalLM(
             BloomConfig(
-                vocab_size=V, hidden_size=D, n_layer=LAYERS, n_head=H, hidden_dropout=0,
+                vocab_size=V,
+                hidden_size=D,
+                n_layer=LAYERS,
+                n_head=H,
+                hidden_dropout=0,
                 attention_dropout=0,
             )
         ),
@@ -213,14 +255,18 @@ FAMILIES = [
         "llama",
         lambda: LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=V, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=H,
-                num_key_value_heads=2, intermediate_size=F, max_position_embeddings=CONTEXT,
-                rms_norm_eps=1e-5, tie_word_embeddings=False,
+                vocab_size=V,
+                hidden_size=D,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=H,
+                num_key_value_heads=2,
+                intermediate_size=F,
+                max_position_embeddings=CONTEXT,
+                rms_norm_eps=1e-5,
+                tie_word_embeddings=False,
             )
         ),
-        shape(
-            norm="rmsnorm", activation="swiglu", num_kv_heads=2, d_ff=F, tie_embeddings=False
-        ),
+        shape(norm="rmsnorm", activation="swiglu", num_kv_heads=2, d_ff=F, tie_embeddings=False),
         llama,
     ),
 ]

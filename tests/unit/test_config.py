@@ -32,8 +32,7 @@ def message(target: str | None, *flags: str) -> str:
     [
         (
             "--model.n_layers=3",
-            "flag --model.n_layers: unknown key 'model.n_layers'; "
-            "did you mean 'model.num_layers'?",
+            "flag --model.n_layers: unknown key 'model.n_layers'; did you mean 'model.num_layers'?",
         ),
         (
             "--num_layers=3",
@@ -86,7 +85,10 @@ def message(target: str | None, *flags: str) -> str:
         ),
         ("--optimizer.lr=-1", "'optimizer.lr' must be above 0; got -1.0"),
         ("--optimizer.lr=nan", "'optimizer.lr' must be above 0; got nan"),
-        ("--data.valid_fraction=1", "'data.valid_fraction' must be at least 0 and below 1; got 1.0"),
+        (
+            "--data.valid_fraction=1",
+            "'data.valid_fraction' must be at least 0 and below 1; got 1.0",
+        ),
         (
             "--schedule.warmup_steps=10",
             "schedule.warmup_steps 10 leaves nothing of the 10 steps of train.steps; lower one or "

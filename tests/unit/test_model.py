@@ -23,8 +23,8 @@ VARIANTS = {
     "grouped": dataclasses.replace(BASE, num_kv_heads=2, qk_norm="head", norm="rmsnorm"),
     "sandwich, no positions": dataclasses.replace(BASE, position="none", sandwich_norm=True),
 }
-# fp32, logits of order 1, other shapes of the same products
-TOLERANCE = dict(atol=2e-6, rtol=1e-5)
+# fp64, logits of order 10, other shapes of the same products; angles are the same fp32 numbers
+TOLERANCE = dict(atol=1e-10, rtol=0)
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
@@ -34,7 +34,7 @@ def model(request: pytest.FixtureRequest) -> Transformer:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    return model.eval()
+    return model.double().eval()
 
 
 def tokens(batch: int, length: int) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_a_token_does_not_see_the_future(model: Transformer) -> None:
 @pytest.mark.parametrize("pieces", [(20,), (1,) * 20, (7, 1, 1, 8, 3)])
 def test_cached_logits_equal_uncached(model: Transformer, pieces: tuple[int, ...]) -> None:
     x = tokens(2, 20)
-    cache = make_cache(model.config, 2, 20, torch.float32, torch.device("cpu"))
+    cache = make_cache(model.config, 2, 20, torch.float64, torch.device("cpu"))
     got = [model(part, cache=cache) for part in x.split(list(pieces), dim=1)]
     torch.testing.assert_close(torch.cat(got, dim=1), model(x), **TOLERANCE)
 

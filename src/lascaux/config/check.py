@@ -105,7 +105,9 @@ def check_positions(model: ModelConfig) -> None:
             f"{model.head_width}"
         )
     if model.position != "learned" and model.learned_position_offset:
-        raise no_effect("model.learned_position_offset", f"with model.position = '{model.position}'")
+        raise no_effect(
+            "model.learned_position_offset", f"with model.position = '{model.position}'"
+        )
 
 
 def check_train(train: TrainConfig, model: ModelConfig) -> None:

@@ -248,9 +248,7 @@ def convert_source(value: TOMLValue, key: str, origin: str) -> SourceConfig:
     hints = leaf_hints(SourceConfig)
     unknown = [name for name in table if name not in hints]
     if unknown:
-        raise ConfigError(
-            f"{origin}: unknown key '{key}.{unknown[0]}'{suggest(unknown[0], hints)}"
-        )
+        raise ConfigError(f"{origin}: unknown key '{key}.{unknown[0]}'{suggest(unknown[0], hints)}")
     fields: dict[str, Any] = {
         name: convert(each, hints[name], f"{key}.{name}", origin) for name, each in table.items()
     }
@@ -264,22 +262,29 @@ def to_tables(config: Config) -> dict[str, dict[str, Any]]:
 
 def from_tables(tables: Mapping[str, Mapping[str, Any]], origin: str) -> Config:
     """The tree that `to_tables` made plain, for example in a checkpoint's manifest."""
-    settings = {
-        f"{section}.{key}": Setting(UNSET if value is None else value, origin)
-        for section, values in tables.items()
-        for key, value in values.items()
-        if value is not None or key_may_be_unset(section, key)
-    }
-    for key, setting in settings.items():
-        if key == "data.sources":
-            without_none = [
-                {name: item for name, item in source.items() if item is not None}
-                for source in setting.value
-            ]
-            settings[key] = Setting(without_none, origin)
-    config = build_config(settings)
+    config = build_config(settings_of_tables(tables, origin))
     check(config)
     return config
+
+
+def to_settings(config: Config) -> dict[str, Setting]:
+    """The tree as settings to lay others over."""
+    return settings_of_tables(to_tables(config), "config")
+
+
+def settings_of_tables(
+    tables: Mapping[str, Mapping[str, Any]], origin: str
+) -> dict[str, Setting]:
+    """Plain tables as settings; None becomes "none" where a setting may be unset."""
+    settings: dict[str, Setting] = {}
+    for section, values in tables.items():
+        for key, value in values.items():
+            if f"{section}.{key}" == "data.sources":
+                value = [{k: v for k, v in source.items() if v is not None} for source in value]
+            if value is None and key_may_be_unset(section, key):
+                value = UNSET
+            settings[f"{section}.{key}"] = Setting(value, origin)
+    return settings
 
 
 def key_may_be_unset(section: str, key: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The shape of the network. The defaults are the preset `tiny`."""
+    """The shape of the network."""
 
     num_layers: int = 6
     """transformer blocks"""

@@ -151,6 +151,7 @@ def read_parquet(
                     yield Document(text, f"{path}:{row}")
                 on_bytes(size * row // num_rows - reported)
                 reported = size * row // num_rows
+            on_bytes(size - reported)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as parquet: {error}") from error
 
@@ -284,9 +285,7 @@ def _slices(chunks: Iterator[bytes]) -> Iterator[bytes]:
             yield chunk[start : start + SLICE_BYTES]
 
 
-def _unpacked(
-    path: Path, raw: Iterator[bytes], new_frame: Callable[[], _Frame]
-) -> Iterator[bytes]:
+def _unpacked(path: Path, raw: Iterator[bytes], new_frame: Callable[[], _Frame]) -> Iterator[bytes]:
     """Join the frames of a compressed file; a truncated or damaged one is a DataError."""
     frame, inside = new_frame(), True
     consumed = produced = 0

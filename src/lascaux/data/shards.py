@@ -167,9 +167,7 @@ def open_prepared(folder: Path) -> PreparedData:
     sources = []
     for number, entry in enumerate(get_field(index, "sources", list, place)):
         where = f"{place}: sources[{number}]"
-        sources.append(
-            _open_source(folder, entry, DTYPES[dtype_name], vocab_size, records, where)
-        )
+        sources.append(_open_source(folder, entry, DTYPES[dtype_name], vocab_size, records, where))
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     wanted = get_field(index, "tokenizer_sha256", str, place)
     if tokenizer.sha256 != wanted:
@@ -298,7 +296,8 @@ def _open_stream(
         record = _file_record(folder, name, shard, where)
         if tokens == 0 or record.size != tokens * dtype.itemsize:
             raise DataError(
-                f"{where}: {record.size} bytes do not hold {tokens} tokens of {dtype.itemsize} bytes"
+                f"{where}: {tokens} tokens of {dtype.itemsize} bytes do not make "
+                f"{record.size} bytes"
             )
         documents = {
             "bytes": get_field(shard, "documents_bytes", int, where),

@@ -8,7 +8,7 @@ and a byte order mark are part of it.
 import os
 import stat
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class SourceReader:
         self.files = self._list_files()
         self.total_bytes = sum(file.size for file in self.files)
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self) -> Generator[Document, None, None]:
         """All documents in a fixed order: files sorted by path, records as they stand.
 
         Raises: DataError for an unreadable file, a truncated or damaged one, a bad record if

@@ -27,7 +27,8 @@ END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<|eot_id|>", "<|im
 MIN_VOCAB_SIZE = 257
 MAX_VOCAB_SIZE = 1 << 24
 PIECE_CHARS = 1 << 18
-BATCH_CHARS = 1 << 22
+# Encodings take about 120 bytes a token until their ids are copied out.
+BATCH_CHARS = 1 << 20
 
 # In order: a line break with the blank space around it and the indentation that follows;
 # an English contraction; a word with the space and one sign before it; up to three digits;
@@ -71,6 +72,10 @@ class Tokenizer:
     def __init__(self, inner: tokenizers.Tokenizer, origin: str = "tokenizer") -> None:
         self.origin = origin
         self._inner = inner
+        # First of all: the library itself sizes tables by the largest id.
+        largest_id = max(inner.get_vocab(with_added_tokens=True).values(), default=0)
+        if largest_id >= MAX_VOCAB_SIZE:
+            raise DataError(f"{origin}: largest token id {largest_id} is beyond {MAX_VOCAB_SIZE}")
         inner.no_padding()
         inner.no_truncation()
         if '"type":"ByteLevel"' not in _compact(json.loads(inner.to_str()).get("decoder")):
@@ -82,8 +87,6 @@ class Tokenizer:
         inner.encode_special_tokens = True
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            raise DataError(f"{origin}: largest token id {self.vocab_size - 1} is beyond 2**24")
         self._bytes = _bytes_of_ids(inner, vocabulary, self.vocab_size, origin)
         known = {token[0] for token in self._bytes if len(token) == 1}
         self.missing_bytes: tuple[int, ...] = tuple(sorted(_UTF8_BYTES - known))
@@ -163,9 +166,7 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def train_tokenizer(
-    texts: Iterator[str], vocab_size: int, pattern: Pattern = "code"
-) -> Tokenizer:
+def train_tokenizer(texts: Iterator[str], vocab_size: int, pattern: Pattern = "code") -> Tokenizer:
     """Train a byte-level BPE of at most `vocab_size` entries; the same texts give the same one.
 
     Entries: the end-of-text token, the 256 bytes, then merges seen at least twice. Little text may
@@ -310,10 +311,10 @@ def _load_gpt2(vocabulary_path: Path, merges_path: Path) -> Tokenizer:
     if not isinstance(vocabulary, dict) or not vocabulary:
         raise DataError(f"tokenizer file '{vocabulary_path}': expected an object of token to id")
     for token, token_id in vocabulary.items():
-        if type(token_id) is not int or not 0 <= token_id < 1 << 32:
+        if type(token_id) is not int or not 0 <= token_id < MAX_VOCAB_SIZE:
             raise DataError(
                 f"tokenizer file '{vocabulary_path}': id of {token!r} is {token_id!r}, "
-                f"expected a whole number from 0"
+                f"expected a whole number from 0 to {MAX_VOCAB_SIZE - 1}"
             )
     merges = []
     for number, line in enumerate(_read_text(merges_path).split("\n"), start=1):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lascaux.data.loader import IGNORED_TARGET, Batch
+from lascaux.data.loader import NO_TARGET, Batch
 from lascaux.model.transformer import Transformer
 
 
@@ -53,11 +53,11 @@ def measure_perplexity(
         losses = F.cross_entropy(
             logits.flatten(0, 1).float(),
             torch.as_tensor(batch.targets, device=device).flatten(),
-            ignore_index=IGNORED_TARGET,
+            ignore_index=NO_TARGET,
             reduction="none",
         )
         nats += losses.double().sum().item()
-        targets = batch.targets[batch.targets != IGNORED_TARGET]
+        targets = batch.targets[batch.targets != NO_TARGET]
         tokens += targets.size
         text_bytes += int(byte_lengths[targets].sum())
     return Perplexity(

@@ -67,7 +67,9 @@ def replicated_parameters(model: ModelConfig) -> int:
     20,556,201,984 has them twice; GPT-J's 6,053,381,344 eight times, with a bias on the embedding
     that the released weights do not have (mesh-transformer-jax, layers.py).
     """
-    output_biases = model.num_layers * model.d_model * (model.attention_output_bias + model.ffn_bias)
+    output_biases = (
+        model.num_layers * model.d_model * (model.attention_output_bias + model.ffn_bias)
+    )
     return count_parameters(model).norm + output_biases
 
 

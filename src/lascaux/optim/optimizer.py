@@ -1,6 +1,6 @@
 """AdamW, or Muon for the matrices of the blocks with AdamW for everything else.
 
-Both are torch's own. Weight decay applies to matrices and embeddings, not to norms and biases.
+AdamW is torch's, fused; Muon stands in `muon.py`. Weight decay applies to matrices and embeddings, not to norms and biases.
 Optimizer state is exchanged with checkpoints under the parameters' names.
 """
 
@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from lascaux.config.schema import OptimizerConfig
 from lascaux.errors import CheckpointError
+from lascaux.optim.muon import Muon
 
 DEFAULT_MUON_MOMENTUM = 0.95
 DEFAULT_NEWTON_SCHULZ_STEPS = 5
@@ -24,8 +25,7 @@ STATE_KEYS: dict[type[Optimizer], tuple[str, ...]] = {
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     """The optimizers that together own every parameter once; Muon comes first where it is used.
 
-    Muon (Jordan et al. 2024) takes two-dimensional weights inside blocks. Its update is scaled to
-    the size of AdamW's (Liu et al. 2025), so that one learning rate serves both.
+    Muon takes the two-dimensional weights inside blocks.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.name == "adamw":
@@ -37,8 +37,8 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimize
         lr=config.lr,
         weight_decay=config.weight_decay,
         momentum=DEFAULT_MUON_MOMENTUM if config.muon_momentum is None else config.muon_momentum,
-        ns_steps=config.muon_newton_schulz_steps or DEFAULT_NEWTON_SCHULZ_STEPS,
-        adjust_lr_fn="match_rms_adamw",
+        newton_schulz_steps=config.muon_newton_schulz_steps or DEFAULT_NEWTON_SCHULZ_STEPS,
+        compute_dtype=torch.bfloat16 if matrices[0][1].is_cuda else torch.float32,
     )
     _remember_peak_lr(muon)
     return [muon, _adamw(others, config, config.adamw_lr or config.lr)]

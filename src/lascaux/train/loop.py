@@ -6,9 +6,7 @@ anywhere and continued ends with the same bits. What a run folder holds: docs/ar
 """
 
 import dataclasses
-import math
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,49 +14,32 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch.optim import Optimizer
 
-from lascaux.checkpoint.load import copy_into, load_tensors, newest_valid
 from lascaux.checkpoint.lock import RunLock
-from lascaux.checkpoint.manifest import read_manifest
-from lascaux.checkpoint.save import free_space_problem, remove_old, save_checkpoint
-from lascaux.config.check import num_steps
-from lascaux.config.load import to_tables
 from lascaux.config.schema import Config
 from lascaux.data.loader import Prefetcher, SampleReader, validation_batches
-from lascaux.data.shards import PreparedData
-from lascaux.data.tokenizer import Tokenizer
 from lascaux.errors import CheckpointError, TrainingStopped
 from lascaux.evaluate.perplexity import Perplexity, measure_perplexity
 from lascaux.generate.engine import generate_text
-from lascaux.model.accounting import checkpoint_bytes, count_parameters, flops_per_token
-from lascaux.model.init import initialise
-from lascaux.model.transformer import Transformer
-from lascaux.optim.optimizer import build_optimizers, load_state_tensors, set_lr, state_tensors
+from lascaux.model.accounting import count_parameters, flops_per_token
+from lascaux.optim.optimizer import set_lr
 from lascaux.optim.schedule import lr_fraction
-from lascaux.train.machine import Machine, choose_device, describe_machine
+from lascaux.train.machine import choose_device, reuse_freed_memory
 from lascaux.train.prepare_data import open_data
 from lascaux.train.progress import TrainingProgress
 from lascaux.train.run_folder import (
     StepLog,
     append_event,
+    read_records,
     settle_config,
     write_config,
     write_environment,
 )
 from lascaux.train.signals import StopRequest
-from lascaux.train.step import (
-    NonFiniteError,
-    precision_context,
-    recompute_blocks,
-    split_batch,
-    train_step,
-)
+from lascaux.train.state import Run, build_run, restore, save
+from lascaux.train.step import NonFiniteError, precision_context, split_batch, train_step
 from lascaux.train.tracking import make_tracker
-from lascaux.units import format_bytes, format_count, format_duration, format_flops_per_second
-
-FAILED_SAVES_IN_A_ROW = 3
-ROOM_FOR_CHECKPOINTS = 2.2
+from lascaux.units import format_count, format_flops_per_second
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,35 +58,6 @@ class Outcome:
     mfu: float
 
 
-@dataclass(kw_only=True, slots=True)
-class Run:
-    """Everything that is alive while a run trains."""
-
-    folder: Path
-    config: Config
-    console: Console
-    device: torch.device
-    machine: Machine
-    tokenizer: Tokenizer
-    data: PreparedData
-    model: Transformer
-    optimizers: Sequence[Optimizer]
-    scaler: torch.amp.GradScaler
-    step: int = 0
-    elapsed_seconds: float = 0.0
-    failed_saves: int = 0
-
-    @property
-    def num_steps(self) -> int:
-        """The step at which the run is finished."""
-        return num_steps(self.config.train)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where this run's checkpoints are."""
-        return self.folder / "checkpoints"
-
-
 def train(config: Config, folder: Path, console: Console) -> Outcome:
     """Train to the end of the config, from the newest checkpoint in `folder` if there is one.
 
@@ -116,11 +68,16 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"cannot make the run folder {folder}: {error.strerror}") from error
+            raise CheckpointError(
+                f"cannot make the run folder {folder}: {error.strerror}"
+            ) from error
         stack.enter_context(RunLock(folder))
         changes = settle_config(folder, config)
         device = choose_device(config.train)
+        if device.type == "cpu":
+            reuse_freed_memory()
         data = open_data(config, folder, console)
+        data.tokenizer.save(folder / "tokenizer.json")
         run = build_run(config, folder, console, device, data)
         restore(run)
         write_config(folder, config)
@@ -134,69 +91,6 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
         return summarise(run)
 
 
-def build_run(
-    config: Config, folder: Path, console: Console, device: torch.device, data: PreparedData
-) -> Run:
-    """Model and optimizers at step 0, on the device."""
-    with device:
-        model = Transformer(config.model)
-    initialise(model, config.train.seed)
-    if config.train.recompute == "block":
-        recompute_blocks(model)
-    return Run(
-        folder=folder,
-        config=config,
-        console=console,
-        device=device,
-        machine=describe_machine(device, config.train.precision),
-        tokenizer=data.tokenizer,
-        data=data,
-        model=model,
-        optimizers=build_optimizers(model, config.optimizer),
-        scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
-    )
-
-
-def restore(run: Run) -> None:
-    """Bring the run to the newest checkpoint that verifies, or leave it at step 0."""
-    path, rejected = newest_valid(run.checkpoints)
-    for error in rejected:
-        append_event(run.folder, run.step, "checkpoint rejected", str(error))
-        run.console.print(f"passing over a damaged checkpoint: {error}", markup=False)
-    if path is None:
-        if rejected:
-            raise CheckpointError(
-                f"no checkpoint in {run.checkpoints} is intact; to start again from step 0, move "
-                f"that folder away.\n{rejected[0]}"
-            )
-        needed = int(ROOM_FOR_CHECKPOINTS * _checkpoint_bytes(run))
-        problem = free_space_problem(run.folder, needed)
-        if problem is not None:
-            raise CheckpointError(problem)
-        append_event(run.folder, 0, "start", run.machine.device_name)
-        return
-    manifest = read_manifest(path)
-    if manifest.state["data_identity"] != run.data.identity:
-        raise CheckpointError(
-            f"the data has changed since {path} was saved: identity "
-            f"{manifest.state['data_identity'][:12]} then, {run.data.identity[:12]} now; "
-            "bring the old data back, or start a new run with another --run folder"
-        )
-    run.data.check_hashes()
-    parameters = dict(run.model.named_parameters())
-    copy_into({n: p.data for n, p in parameters.items()}, load_tensors(path, "model"), "model")
-    load_state_tensors(run.model, run.optimizers, load_tensors(path, "optimizer"))
-    if run.scaler.is_enabled():
-        run.scaler.load_state_dict(dict(manifest.state["scaler"]))
-    run.step = manifest.step
-    run.elapsed_seconds = manifest.state["elapsed_seconds"]
-    append_event(run.folder, run.step, "continue", run.machine.device_name)
-
-
-def _checkpoint_bytes(run: Run) -> int:
-    return checkpoint_bytes(run.config.model, run.config.optimizer.name)
-
-
 def introduce(run: Run) -> None:
     """Say in three lines what is about to happen."""
     config, machine, data = run.config, run.machine, run.data
@@ -205,8 +99,7 @@ def introduce(run: Run) -> None:
     lines = [
         f"model    {parameters} parameters: {config.model.num_layers} layers, width "
         f"{config.model.d_model}, vocabulary {config.model.vocab_size:,}",
-        f"data     {data.num_tokens('train'):,} tokens to train on, "
-        f"{data.num_tokens('valid'):,} held out",
+        f"data     {data.tokens('train'):,} tokens to train on, {data.tokens('valid'):,} held out",
         f"machine  {machine.device_name}, {machine.threads} threads, {machine.precision}, measured "
         f"matrix-multiply peak {peak}",
     ]
@@ -321,7 +214,7 @@ def look(run: Run, samples: StepLog, progress: TrainingProgress) -> dict[str, fl
     run.model.eval()
     last = run.step == run.num_steps
     found: dict[str, float] = {}
-    if run.data.num_tokens("valid") > 1:
+    if run.data.tokens("valid") > 1:
         result = validate(run, evaluate.final_max_tokens if last else evaluate.max_tokens)
         found = {"valid_loss": result.loss, "bits_per_byte": result.bits_per_byte}
         progress.say(
@@ -348,46 +241,7 @@ def validate(run: Run, max_tokens: int | None) -> Perplexity:
         run.config.data.document_boundaries,
     )
     precision = precision_context(run.device, train_config.precision)
-    return measure_perplexity(
-        run.model, batches, run.tokenizer.byte_lengths, run.device, precision
-    )
-
-
-def save(run: Run, metrics: StepLog, samples: StepLog, progress: TrainingProgress) -> bool:
-    """Write a checkpoint; a failure is told and the run goes on, until three fail in a row."""
-    state = {
-        "config": to_tables(run.config),
-        "data_identity": run.data.identity,
-        "tokenizer_sha256": run.tokenizer.sha256,
-        "elapsed_seconds": run.elapsed_seconds,
-        "scaler": run.scaler.state_dict(),
-    }
-    tensors = {
-        "model": {name: p.detach() for name, p in run.model.named_parameters()},
-        "optimizer": state_tensors(run.model, run.optimizers),
-    }
-    metrics.sync()
-    samples.sync()
-    try:
-        save_checkpoint(
-            run.checkpoints,
-            step=run.step,
-            tokens_seen=run.step * run.config.train.batch_tokens,
-            tensors=tensors,
-            state=state,
-        )
-        remove_old(run.checkpoints, run.config.checkpoint.keep)
-    except CheckpointError as error:
-        run.failed_saves += 1
-        progress.say(f"checkpoint at step {run.step} failed, training goes on: {error}")
-        if run.failed_saves >= FAILED_SAVES_IN_A_ROW:
-            raise CheckpointError(
-                f"{run.failed_saves} checkpoints in a row could not be saved; stopping at step "
-                f"{run.step} so that no more work is lost. {error}"
-            ) from error
-        return False
-    run.failed_saves = 0
-    return True
+    return measure_perplexity(run.model, batches, run.tokenizer.byte_lengths, run.device, precision)
 
 
 def explain_non_finite(run: Run, error: NonFiniteError, batch_seqs: int) -> NonFiniteError:
@@ -404,8 +258,6 @@ def explain_non_finite(run: Run, error: NonFiniteError, batch_seqs: int) -> NonF
 
 def summarise(run: Run) -> Outcome:
     """The figures of a finished run, from its own records."""
-    from lascaux.train.run_folder import read_records
-
     records = read_records(run.folder / "metrics.jsonl")
     last = records[-1]
     speeds = sorted(record["tokens_per_second"] for record in records)

@@ -1,5 +1,6 @@
 """What this run computes on, and how fast its matrix products can be."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from lascaux.config.schema import TrainConfig
 from lascaux.errors import ConfigError
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # <malloc.h>
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,6 +76,24 @@ def describe_machine(device: torch.device, precision: str) -> Machine:
     )
 
 
+def reuse_freed_memory() -> None:
+    """Have the C library keep freed memory for the next step instead of returning it.
+
+    A step frees and asks again for the same large tensors; fresh pages cost a fifth of the step
+    (docs/decisions.md). Only glibc knows these settings; elsewhere nothing happens.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for parameter, value in (
+        (M_MMAP_MAX, 0),
+        (M_TRIM_THRESHOLD, 2**31 - 1),
+        (M_TOP_PAD, 256 * 2**20),
+        (M_ARENA_MAX, 1),
+    ):
+        libc.mallopt(parameter, value)
+
+
 def cpu_name() -> str:
     """The processor's name as the kernel gives it."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -98,9 +118,7 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def measure_matmul_peak(
-    device: torch.device, dtype: torch.dtype, seconds: float = 0.6
-) -> float:
+def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.6) -> float:
     """FLOP/s of the fastest of repeated square matrix products: the peak that MFU refers to.
 
     The fastest, because other work on a shared machine only ever slows a product down.

@@ -29,7 +29,15 @@ IDENTITY = (
     "optimizer.name",
 )
 """Settings that make a run what it is: they cannot change while it is continued."""
-FREE = ("checkpoint.", "evaluate.", "generate.", "train.tracking", "train.device", "train.recompute", "train.compile")
+FREE = (
+    "checkpoint.",
+    "evaluate.",
+    "generate.",
+    "train.tracking",
+    "train.device",
+    "train.recompute",
+    "train.compile",
+)
 """Settings that leave the weights alone or only round them otherwise."""
 
 
@@ -54,13 +62,13 @@ def settle_config(run: Path, config: Config) -> list[str]:
             f"{run} was started with another configuration:\n{rows}\n"
             "continue it with its own settings, or start a new run with another --run folder"
         )
-    return [
-        f"{key}: {saved[key]} -> {wanted[key]}" for key in changed if not key.startswith(FREE)
-    ]
+    return [f"{key}: {saved[key]} -> {wanted[key]}" for key in changed if not key.startswith(FREE)]
 
 
 def _flatten(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    return {
+        f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()
+    }
 
 
 def saved_config(run: Path) -> Config:

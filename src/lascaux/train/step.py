@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from lascaux.data.loader import IGNORED_TARGET, Batch
+from lascaux.data.loader import NO_TARGET, Batch
 from lascaux.errors import LascauxError
 from lascaux.model.transformer import Transformer
 from lascaux.train.machine import DTYPES
@@ -50,9 +50,7 @@ def recompute_blocks(model: Transformer) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def loss_sum(
-    forward: Callable[..., Tensor], batch: Batch, device: torch.device
-) -> Tensor:
+def loss_sum(forward: Callable[..., Tensor], batch: Batch, device: torch.device) -> Tensor:
     """Sum of the token losses of one micro-batch, nats, in fp32."""
     logits = forward(
         to_device(batch.tokens, device),
@@ -62,7 +60,7 @@ def loss_sum(
     return F.cross_entropy(
         logits.flatten(0, 1).float(),
         to_device(batch.targets, device).flatten(),
-        ignore_index=IGNORED_TARGET,
+        ignore_index=NO_TARGET,
         reduction="sum",
     )
 
@@ -89,7 +87,7 @@ def train_step(
     skipped the update because gradients overflowed.
     Raises: NonFiniteError before anything is changed.
     """
-    num_targets = sum(int((batch.targets != IGNORED_TARGET).sum()) for batch in microbatches)
+    num_targets = sum(int((batch.targets != NO_TARGET).sum()) for batch in microbatches)
     total = torch.zeros((), device=device)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -125,3 +123,12 @@ def describe_non_finite(model: nn.Module, loss: float, grad_norm: float) -> str:
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f"the gradient of {name} is not finite (loss {loss})"
     return f"the gradient norm is {grad_norm} although every gradient is finite (loss {loss})"
+
+
+def split_batch(batch: Batch, microbatch_seqs: int) -> list[Batch]:
+    """The batch as micro-batches of this many sequences, in order."""
+    arrays = (batch.tokens, batch.targets, batch.document_ids, batch.positions)
+    return [
+        Batch(*(None if a is None else a[start : start + microbatch_seqs] for a in arrays))
+        for start in range(0, len(batch.tokens), microbatch_seqs)
+    ]

@@ -57,7 +57,11 @@ class WandbTracker:
         import wandb
 
         self._run = wandb.init(
-            project="lascaux", name=run.name, id=run.name, resume="allow", dir=str(run),
+            project="lascaux",
+            name=run.name,
+            id=run.name,
+            resume="allow",
+            dir=str(run),
             config=to_tables(config),
         )
 

@@ -1,0 +1,128 @@
+"""Finding checkpoints and loading them; nothing is handed out before its hash is right.
+
+Readers take no lock: they look at committed folders only, and those never change, though a trainer
+may delete one. What a checkpoint is: `manifest.py`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lascaux.checkpoint.files import check_file, read_checked, unreadable
+from lascaux.checkpoint.manifest import read_manifest, step_of
+from lascaux.checkpoint.tensor_file import decode
+from lascaux.errors import CheckpointError
+
+DIFFERENCES_SHOWN = 5
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """The folders named step_..., newest first, unverified; none if there is no such folder.
+
+    Raises: CheckpointError if the folder cannot be read.
+    """
+    try:
+        names = os.listdir(checkpoints)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(checkpoints, error) from error
+    steps = sorted((step, name) for name in names if (step := step_of(name)) is not None)
+    return [checkpoints / name for _, name in reversed(steps)]
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Read a whole checkpoint, 256 KiB at a time.
+
+    Raises: CheckpointError naming the first bad file, what was expected and what was found.
+    """
+    for name, record in read_manifest(path).files.items():
+        check_file(path / name, record)
+
+
+def newest_valid(checkpoints: Path) -> tuple[Path | None, list[CheckpointError]]:
+    """The newest checkpoint that verifies, and what is wrong with each newer one.
+
+    A checkpoint that a trainer deletes at this moment is no damaged one: the list is read again.
+    """
+    while True:
+        rejected: list[CheckpointError] = []
+        for path in list_checkpoints(checkpoints):
+            try:
+                verify_checkpoint(path)
+            except CheckpointError as error:
+                if not os.path.lexists(path):
+                    break
+                rejected.append(error)
+            else:
+                return path, rejected
+        else:
+            return None, rejected
+
+
+def load_tensors(path: Path, stem: str) -> dict[str, Tensor]:
+    """The tensors of STEM.safetensors in a checkpoint, on the CPU.
+
+    The file is read into memory once, hashed there, and the tensors are views of those bytes: the
+    size of the file is all the memory it takes, until the last tensor is gone.
+
+    Raises: CheckpointError if the manifest or this file is not what was saved.
+    """
+    name = f"{stem}.safetensors"
+    files = read_manifest(path).files
+    if name not in files:
+        raise CheckpointError(f"{path} has no {name}; found: {', '.join(sorted(files))}")
+    return decode(path / name, read_checked(path / name, files[name]))
+
+
+def copy_into(module_state: Mapping[str, Tensor], loaded: Mapping[str, Tensor], what: str) -> None:
+    """Copy loaded tensors into those of the same names, on whatever device they are.
+
+    Raises: CheckpointError, with nothing changed, unless names, shapes and dtypes are the same.
+    """
+    differences = _differences(loaded, module_state)
+    if differences:
+        raise CheckpointError(
+            f"the saved {what} does not fit this configuration:\n"
+            + "\n".join(differences)
+            + "\nuse the configuration it was saved with, or another checkpoint"
+        )
+    with torch.no_grad():
+        for name, tensor in module_state.items():
+            tensor.copy_(loaded[name])
+
+
+def _differences(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Lines of a message, the first few of each kind of difference."""
+    only_saved = sorted(saved.keys() - wanted.keys())
+    only_wanted = sorted(wanted.keys() - saved.keys())
+    changed = sorted(
+        name
+        for name in saved.keys() & wanted.keys()
+        if _describe(saved[name]) != _describe(wanted[name])
+    )
+    return [
+        *_first([f"{name}  saved: {_describe(saved[name])}  wanted: none" for name in only_saved]),
+        *_first(
+            [f"{name}  saved: none  wanted: {_describe(wanted[name])}" for name in only_wanted]
+        ),
+        *_first(
+            [
+                f"{name}  saved: {_describe(saved[name])}  wanted: {_describe(wanted[name])}"
+                for name in changed
+            ]
+        ),
+    ]
+
+
+def _first(lines: list[str]) -> list[str]:
+    rest = len(lines) - DIFFERENCES_SHOWN
+    more = [f"  and {rest} more like that"] if rest > 0 else []
+    return [f"  {line}" for line in lines[:DIFFERENCES_SHOWN]] + more
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -1,0 +1,109 @@
+"""What a run wrote down, read back for the report.
+
+Needed: config.toml and metrics.jsonl. Shown if they are there: samples.jsonl, events.jsonl,
+environment.json and data/index.json.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lascaux.config.schema import Config
+from lascaux.errors import CheckpointError
+from lascaux.train.run_folder import read_records, saved_config
+
+Record = dict[str, Any]
+
+METRICS = (
+    "step",
+    "tokens_seen",
+    "loss",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "mfu",
+    "seconds",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecords:
+    """The records of one run; what it did not write is empty."""
+
+    name: str
+    config: Config
+    config_toml: str
+    metrics: list[Record]
+    samples: list[Record]
+    events: list[Record]
+    environment: Record
+    data_index: Record
+
+
+def read_run(run: Path) -> RunRecords:
+    """All records of a run; a last line torn by a crash is left out.
+
+    Raises: CheckpointError for a folder without them, naming what to run, and for damage, naming
+    file and line.
+    """
+    config = saved_config(run)
+    metrics = read_lines(run / "metrics.jsonl", METRICS)
+    for number, record in enumerate(metrics, start=1):
+        for key in METRICS:
+            if not isinstance(record[key], int | float):
+                raise CheckpointError(
+                    f"{run / 'metrics.jsonl'}, line {number}: '{key}' must be a number; "
+                    f"got {record[key]!r}"
+                )
+    if not metrics:
+        raise CheckpointError(
+            f"{run} has no metrics yet, so there is nothing to report: "
+            f"`lascaux train --run {run}` trains it"
+        )
+    return RunRecords(
+        name=run.resolve().name,
+        config=config,
+        config_toml=(run / "config.toml").read_text(encoding="utf-8"),
+        metrics=metrics,
+        samples=read_lines(run / "samples.jsonl", ("step", "prompt", "text")),
+        events=read_lines(run / "events.jsonl", ("time", "step", "event", "detail")),
+        environment=read_object(run / "environment.json"),
+        data_index=read_object(run / "data" / "index.json"),
+    )
+
+
+def read_lines(path: Path, fields: tuple[str, ...]) -> list[Record]:
+    """The records of a JSON-lines file, each holding at least `fields`."""
+    records = read_records(path)
+    for number, record in enumerate(records, start=1):
+        missing = [f for f in fields if not isinstance(record, dict) or f not in record]
+        if missing:
+            raise CheckpointError(
+                f"{path}, line {number}: expected an object with {', '.join(fields)}; "
+                f"without {', '.join(missing)}"
+            )
+    return records
+
+
+def read_object(path: Path) -> Record:
+    """The JSON object in a file; empty where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def elapsed_seconds(metrics: Sequence[Record]) -> list[float]:
+    """Wall time at the end of each step, validation included where the run recorded it."""
+    elapsed, total = [], 0.0
+    for record in metrics:
+        total = record.get("elapsed_seconds", total + record["seconds"])
+        elapsed.append(total)
+    return elapsed
