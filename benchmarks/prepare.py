@@ -1,6 +1,6 @@
 """Speed and memory of `prepare` against the bare tokenizers library on the same text.
 
-    python benchmarks/prepare.py [--megabytes 1000] [--vocab 4096] [--folder DIR]
+    python benchmarks/prepare.py [--megabytes 1000] [--vocab 4096] [--rounds 3]
 
 Makes a .jsonl.zst of so many megabytes of text (uncompressed, UTF-8) out of pieces of the Python
 standard library in shuffled order, trains a tokenizer beforehand, and then measures in turn:
@@ -31,7 +31,6 @@ from lascaux.data.tokenizer import train_tokenizer
 RESULTS = Path(__file__).parent / "results" / "prepare.json"
 PIECE_CHARS = 4000
 BATCH_CHARS = 1 << 20
-ROUNDS = 3
 
 PREPARE = """
 import json, sys
@@ -121,19 +120,19 @@ def run_bare(folder: Path) -> dict[str, float]:
     return {"seconds": seconds, "megabytes_per_second": text_bytes / 1e6 / seconds}
 
 
-def measure(folder: Path, megabytes: int, vocab_size: int) -> dict[str, Any]:
+def measure(folder: Path, megabytes: int, vocab_size: int, num_rounds: int) -> dict[str, Any]:
     text_bytes = make_corpus(folder / "corpus.jsonl.zst", megabytes * 1_000_000)
     stdlib = (document.text for document in SourceReader(SourceConfig()).documents())
     train_tokenizer(stdlib, vocab_size, "code").save(folder / "tokenizer.json")
     rounds = []
-    for number in range(ROUNDS):
+    for number in range(num_rounds):
         rounds.append(
             {"prepare": run_prepare(folder, vocab_size, number), "bare": run_bare(folder)}
         )
         print(json.dumps(rounds[-1]), file=sys.stderr)
 
     def median(kind: str) -> float:
-        return sorted(each[kind]["megabytes_per_second"] for each in rounds)[ROUNDS // 2]
+        return sorted(each[kind]["megabytes_per_second"] for each in rounds)[num_rounds // 2]
 
     return {
         "text_bytes": text_bytes,
@@ -154,11 +153,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of runs, in turn")
     parser.add_argument("--folder", type=Path, default=None, help="where to work (default: /tmp)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        result = measure(Path(folder), options.megabytes, options.vocab)
+        result = measure(Path(folder), options.megabytes, options.vocab, options.rounds)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=1))

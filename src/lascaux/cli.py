@@ -217,8 +217,8 @@ def prepare_command(options: argparse.Namespace, flags: list[str]) -> int:
 
 def generate_command(options: argparse.Namespace, flags: list[str]) -> int:
     """`lascaux generate`: text to stdout as it is made."""
-    from lascaux.generate.load import load_for_generation
     from lascaux.generate.engine import generate
+    from lascaux.generate.load import load_for_generation
 
     loaded = load_for_generation(options.source, flags)
     pieces = []

@@ -52,6 +52,13 @@ def test_environment_variables_are_read_nowhere_and_pickle_not_at_all() -> None:
             assert word not in text, f"{path}: {word}"
 
 
+def test_the_model_knows_no_rank_and_prints_nothing() -> None:
+    for path in (ROOT / "src" / "lascaux" / "model").glob("*.py"):
+        text = path.read_text()
+        for word in ("distributed", "print(", "environ", ".cuda("):
+            assert word not in text, f"{path}: {word}"
+
+
 def test_the_readme_has_commands() -> None:
     assert len(readme_commands()) >= 6
 

@@ -9,13 +9,13 @@ from lascaux.config.schema import ModelConfig, OptimizerConfig, ScheduleConfig
 from lascaux.errors import CheckpointError
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
+from lascaux.optim.muon import Muon
 from lascaux.optim.optimizer import (
     build_optimizers,
     load_state_tensors,
     set_lr,
     state_tensors,
 )
-from lascaux.optim.muon import Muon
 from lascaux.optim.schedule import lr_fraction
 
 MODEL = ModelConfig(num_layers=2, d_model=16, num_heads=2, vocab_size=31, norm_bias=True)

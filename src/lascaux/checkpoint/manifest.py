@@ -84,8 +84,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises: CheckpointError if it is missing, torn, edited, of another format or of another step
     than the folder's name says, or if the folder lacks a file or holds one too many.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint {folder}: no such folder")
+    names = _names(folder)
     path = folder / MANIFEST_NAME
     manifest = _parse(path, _read(path))
     named = step_of(folder.name)
@@ -94,8 +93,17 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is of another checkpoint: expected step {named} from the folder's name, found "
             f"step {manifest.step}; {WHAT_TO_DO}"
         )
-    _check_names(folder, manifest)
+    _check_names(folder, names, manifest)
     return manifest
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {folder}: no such folder") from error
+    except OSError as error:
+        raise unreadable(folder, error) from error
 
 
 def _read(path: Path) -> bytes:
@@ -175,11 +183,7 @@ def _to_record(path: Path, name: str, entry: Any) -> FileRecord:
     return FileRecord(size, sha256)
 
 
-def _check_names(folder: Path, manifest: Manifest) -> None:
-    try:
-        found = set(os.listdir(folder))
-    except OSError as error:
-        raise unreadable(folder, error) from error
+def _check_names(folder: Path, found: set[str], manifest: Manifest) -> None:
     wanted = {MANIFEST_NAME, *manifest.files}
     missing, extra = sorted(wanted - found), sorted(found - wanted)
     if missing:

@@ -1,5 +1,6 @@
 """Checking a whole run: every file of every checkpoint against its hash."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,10 @@ def verify_run(run: Path) -> list[Finding]:
     A checkpoint whose manifest is wrong, or which lacks a file, gives one finding for its folder;
     what its other files should be is then unknown. A run without checkpoints gives none.
 
-    Raises: CheckpointError if `run` is not a folder.
+    Raises: CheckpointError if `run` is not a folder, or its checkpoints cannot be listed.
     """
-    if not run.is_dir():
-        raise CheckpointError(f"there is no run folder {run}")
+    if not os.path.isdir(run):
+        raise CheckpointError(f"there is no run folder {run} that can be read")
     return [
         finding for path in list_checkpoints(run / "checkpoints") for finding in _findings(path)
     ]

@@ -272,9 +272,7 @@ def to_settings(config: Config) -> dict[str, Setting]:
     return settings_of_tables(to_tables(config), "config")
 
 
-def settings_of_tables(
-    tables: Mapping[str, Mapping[str, Any]], origin: str
-) -> dict[str, Setting]:
+def settings_of_tables(tables: Mapping[str, Mapping[str, Any]], origin: str) -> dict[str, Setting]:
     """Plain tables as settings; None becomes "none" where a setting may be unset."""
     settings: dict[str, Setting] = {}
     for section, values in tables.items():

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lascaux.config.schema import DataConfig, SourceConfig, TokenizerConfig
 from lascaux.data import shards
 from lascaux.data.order import check_weights
@@ -79,16 +77,14 @@ def prepare(
         pattern = None if tokenizer_config.path else tokenizer_config.pattern or DEFAULT_PATTERN
         index: dict[str, Any] = {
             "format": shards.FORMAT,
-            "dtype": "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+            "dtype": tokenizer.dtype.name,
             "vocab_size": tokenizer.vocab_size,
             "tokenizer_sha256": tokenizer.sha256,
             "end_of_text_id": tokenizer.end_of_text_id,
             "options": {"valid_fraction": data.valid_fraction, "pattern": pattern},
             "request": request_of(data, tokenizer_config, vocab_size),
         }
-        index["sources"], listed = _encode_sources(
-            data, tokenizer, index["dtype"], folder, progress
-        )
+        index["sources"], listed = _encode_sources(data, tokenizer, folder, progress)
         _check_not_empty(index["sources"])
         index["files"] = {
             "tokenizer.json": _write(folder / "tokenizer.json", tokenizer.json.encode()),
@@ -199,7 +195,6 @@ def _training_texts(data: DataConfig, budget: int) -> Iterator[str]:
 def _encode_sources(
     data: DataConfig,
     tokenizer: Tokenizer,
-    dtype: str,
     folder: Path,
     progress: Progress | None,
 ) -> tuple[list[dict[str, Any]], list[Exclusion]]:
@@ -210,13 +205,14 @@ def _encode_sources(
             f"UTF-8 (the first is {tokenizer.missing_bytes[0]:#04x}); it would lose text"
         )
     readers = [SourceReader(source, data.strict) for source in data.sources]
+    dtype = shards.DTYPES[tokenizer.dtype.name]
     total = sum(reader.total_bytes for reader in readers)
     entries: list[dict[str, Any]] = []
     listed: list[Exclusion] = []
     for number, (source, reader) in enumerate(zip(data.sources, readers, strict=True)):
         with ExitStack() as stack:
             writers = {
-                split: StreamWriter(folder, f"s{number}.{split}", shards.DTYPES[dtype])
+                split: StreamWriter(folder, f"s{number}.{split}", dtype, tokenizer.end_of_text_id)
                 for split in shards.SPLITS
             }
             for writer in writers.values():
@@ -254,7 +250,7 @@ def _encode_batch(
     for text, ids in zip(texts, tokenizer.encode_arrays(texts), strict=True):
         data = text.encode()
         split = "valid" if is_held_out(data, valid_fraction) else "train"
-        writers[split].add(np.append(ids, np.uint32(tokenizer.end_of_text_id)), len(data))
+        writers[split].add(ids, len(data))
 
 
 def _source_entry(

@@ -28,7 +28,7 @@ MIN_VOCAB_SIZE = 257
 MAX_VOCAB_SIZE = 1 << 24
 PIECE_CHARS = 1 << 18
 # Encodings take about 120 bytes a token until their ids are copied out.
-BATCH_CHARS = 1 << 20
+BATCH_BYTES = 1 << 20
 
 # In order: a line break with the blank space around it and the indentation that follows;
 # an English contraction; a word with the space and one sign before it; up to three digits;
@@ -87,6 +87,8 @@ class Tokenizer:
         inner.encode_special_tokens = True
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        """smallest type that holds every id"""
         self._bytes = _bytes_of_ids(inner, vocabulary, self.vocab_size, origin)
         known = {token[0] for token in self._bytes if len(token) == 1}
         self.missing_bytes: tuple[int, ...] = tuple(sorted(_UTF8_BYTES - known))
@@ -100,20 +102,20 @@ class Tokenizer:
         """Token ids of each text, computed on all cores."""
         return [ids.tolist() for ids in self.encode_arrays(texts)]
 
-    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """Token ids of each text as arrays, with bounded memory beyond the result.
+    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger]]:
+        """Token ids of each text as arrays of `dtype`, with bounded memory beyond the result.
 
         A text beyond 262,144 characters is encoded in pieces. They are cut before a space between
         two letters, where the known patterns cut as well; a text without one is cut at that length.
         """
         pieces = [(number, piece) for number, text in enumerate(texts) for piece in _cut(text)]
-        parts: list[list[NDArray[np.uint32]]] = [[] for _ in texts]
+        parts: list[list[NDArray[np.unsignedinteger]]] = [[] for _ in texts]
         for batch in _batches(pieces):
             encodings = self._inner.encode_batch_fast(
                 [piece for _, piece in batch], add_special_tokens=False
             )
             for (number, _), encoding in zip(batch, encodings, strict=True):
-                parts[number].append(np.array(encoding.ids, dtype=np.uint32))
+                parts[number].append(np.array(encoding.ids, dtype=self.dtype))
         return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -272,15 +274,16 @@ def _cut(text: str) -> list[str]:
 
 
 def _batches(pieces: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Runs of pieces of at most BATCH_CHARS characters together."""
+    """Runs of pieces of at most BATCH_BYTES together, three bytes for a non-ASCII character."""
     batch: list[tuple[int, str]] = []
-    chars = 0
+    num_bytes = 0
     for number, piece in pieces:
-        if batch and chars + len(piece) > BATCH_CHARS:
+        piece_bytes = len(piece) if piece.isascii() else 3 * len(piece)
+        if batch and num_bytes + piece_bytes > BATCH_BYTES:
             yield batch
-            batch, chars = [], 0
+            batch, num_bytes = [], 0
         batch.append((number, piece))
-        chars += len(piece)
+        num_bytes += piece_bytes
     if batch:
         yield batch
 

@@ -20,6 +20,7 @@ from lascaux.errors import DataError
 
 SHARD_TOKENS = 1 << 27
 BUFFER_BYTES = 1 << 20
+PART_TOKENS = 1 << 20
 
 
 class HashedFile:
@@ -57,16 +58,19 @@ class StreamWriter:
     the whole stream, uint64) at which documents begin that begin in this shard.
     """
 
-    def __init__(self, folder: Path, prefix: str, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, folder: Path, prefix: str, dtype: np.dtype[Any], end_of_text_id: int
+    ) -> None:
         self.documents = self.tokens = self.text_bytes = 0
         self.largest_id = -1
         self._folder, self._prefix, self._dtype = folder, prefix, dtype
+        self._end = np.array([end_of_text_id], dtype=dtype)
         self._shards: list[dict[str, Any]] = []
         self._open: tuple[HashedFile, HashedFile] | None = None
         self._room = 0
 
-    def add(self, ids: NDArray[np.uint32], text_bytes: int) -> None:
-        """Append one document: its ids with the end-of-text id, and the bytes of its text."""
+    def add(self, ids: NDArray[np.unsignedinteger], text_bytes: int) -> None:
+        """Append one document, to which the end-of-text id is added; its text has `text_bytes`."""
         begin = np.array([self.tokens], dtype="<u8").tobytes()
         for number, part in enumerate(self._parts(ids)):
             tokens_file, documents_file = self._files()
@@ -75,9 +79,9 @@ class StreamWriter:
                 documents_file.write(begin)
             self._room -= len(part)
         self.documents += 1
-        self.tokens += len(ids)
+        self.tokens += len(ids) + 1
         self.text_bytes += text_bytes
-        self.largest_id = max(self.largest_id, int(ids.max()))
+        self.largest_id = max(self.largest_id, int(ids.max(initial=self._end[0])))
 
     def finish(self) -> dict[str, Any]:
         """Sync all files; returns what the index says of this split."""
@@ -95,11 +99,13 @@ class StreamWriter:
         for file in self._open or ():
             file.abandon()
 
-    def _parts(self, ids: NDArray[np.uint32]) -> Iterator[NDArray[np.uint32]]:
+    def _parts(self, ids: NDArray[np.unsignedinteger]) -> Iterator[NDArray[np.unsignedinteger]]:
+        """The document in pieces that fit the shard they go to, then its end-of-text id."""
         while len(ids):
-            room = self._room or SHARD_TOKENS
-            yield ids[:room]
-            ids = ids[room:]
+            size = min(self._room or SHARD_TOKENS, PART_TOKENS)
+            yield ids[:size]
+            ids = ids[size:]
+        yield self._end
 
     def _files(self) -> tuple[HashedFile, HashedFile]:
         if self._room == 0:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lascaux.config.schema import ModelConfig
-from lascaux.model.positions import Rotation, alibi_slopes, rotate
+from lascaux.model.positions import RotaryLayout, Rotation, alibi_slopes, rotate
 
 
 class LayerCache(Protocol):
@@ -31,14 +31,14 @@ class LayerCache(Protocol):
 class Attention(nn.Module):
     """softmax(q kᵀ / √K + mask) v, projected back to the residual stream.
 
-    Heads are counted by the weights (`view(…, -1, K)`), so that a plan may give a rank some of them.
+    Heads are counted by the weights (`view(…, -1, K)`): a plan may give a rank some of them.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_width = config.head_width
         self.rotary_width = config.rotary_width
-        self.rotary_layout = config.rotary_layout
+        self.rotary_layout: RotaryLayout = config.rotary_layout
         self.qk_norm = config.qk_norm
         kv_width = config.kv_heads * config.head_width
         self.q = nn.Linear(config.d_model, config.attention_width, bias=config.attention_bias)

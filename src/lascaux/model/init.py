@@ -2,13 +2,13 @@
 
 Scales, for a matrix with `fan_in` columns in a network of L layers and width D:
 
-| scheme        | matrices        | residual outputs (attn.o, ffn.down) | embeddings | source                        |
-|---------------|-----------------|-------------------------------------|------------|-------------------------------|
-| gpt2          | 0.02            | 0.02 / √(2L)                        | 0.02       | Radford et al. 2019           |
-| neox          | √(2 / 5D)       | 2 / (L √D)                          | √(2 / 5D)  | Black et al. 2022, section 3  |
-| zero_residual | 1 / √fan_in     | 0                                   | 0.02       | Yang et al. 2022, appendix D  |
+| scheme        | matrices     | residual outputs | embeddings | source                       |
+|---------------|--------------|------------------|------------|------------------------------|
+| gpt2          | 0.02         | 0.02 / √(2L)     | 0.02       | Radford et al. 2019          |
+| neox          | √(2 / 5D)    | 2 / (L √D)       | √(2 / 5D)  | Black et al. 2022, section 3 |
+| zero_residual | 1 / √fan_in  | 0                | 0.02       | Yang et al. 2022, appendix D |
 
-Norm gains are one and biases zero throughout.
+Residual outputs are attn.o and ffn.down. Norm gains are one and biases zero throughout.
 """
 
 import hashlib

@@ -31,7 +31,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = config.activation
+        self.config = config
         self.up = nn.Linear(config.d_model, config.ffn_width, bias=config.ffn_bias)
         if config.activation == "swiglu":
             self.gate = nn.Linear(config.d_model, config.ffn_width, bias=config.ffn_bias)
@@ -39,7 +39,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Each position on its own."""
-        match self.activation:
+        match self.config.activation:
             case "swiglu":
                 h = F.silu(self.gate(x)) * self.up(x)
             case "gelu":

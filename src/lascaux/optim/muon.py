@@ -21,8 +21,8 @@ RMS_OF_ADAMW = 0.2
 class Muon(Optimizer):
     """Nesterov momentum, orthogonalised and scaled to the size of an AdamW update.
 
-    Scale 0.2 · √max(R, C) (Liu et al. 2025, equation 4), so that a learning rate means what it means
-    for AdamW. Weight decay is decoupled. `compute_dtype` is that of the orthogonalisation alone.
+    Scale 0.2 · √max(R, C) (Liu et al. 2025, equation 4): a learning rate means what it means for
+    AdamW. Weight decay is decoupled. `compute_dtype` is that of the orthogonalisation alone.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """AdamW, or Muon for the matrices of the blocks with AdamW for everything else.
 
-AdamW is torch's, fused; Muon stands in `muon.py`. Weight decay applies to matrices and embeddings, not to norms and biases.
-Optimizer state is exchanged with checkpoints under the parameters' names.
+AdamW is torch's, fused; Muon stands in `muon.py`. Weight decay applies to matrices and embeddings,
+not to norms and biases. Optimizer state is exchanged with checkpoints under the parameters' names.
 """
 
 from collections.abc import Iterable, Mapping

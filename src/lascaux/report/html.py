@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from statistics import median
+from statistics import median_high
 from string import Template
 
 from lascaux.config.check import num_steps
@@ -112,12 +112,12 @@ def headline_figures(records: RunRecords) -> list[tuple[str, str, str]]:
         ),
         (
             "Speed",
-            format_rate(median(record["tokens_per_second"] for record in metrics), "tokens"),
+            format_rate(median_high(record["tokens_per_second"] for record in metrics), "tokens"),
             "median over the steps",
         ),
         (
             "MFU",
-            format_percent(median(record["mfu"] for record in metrics)),
+            format_percent(median_high(record["mfu"] for record in metrics)),
             f"median; {MFU_CONVENTION}",
         ),
     ]

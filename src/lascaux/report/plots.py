@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median_high
 from typing import Any
 
 import matplotlib
@@ -138,7 +139,7 @@ def _speed(metrics: Sequence[Record]) -> Plot:
             FuncFormatter(lambda y, _: f"{y / unit:g} {word[:1] if y else ''}")
         )
 
-    note = f"Each step, without validation. Median: {format_rate(np.nanmedian(speed), 'tokens')}."
+    note = f"Each step, without validation. Median: {format_rate(median_high(speed), 'tokens')}."
     return _plot("Tokens per second", note, draw)
 
 
@@ -149,7 +150,7 @@ def _mfu(metrics: Sequence[Record]) -> Plot:
         _with_median(axes, metrics, mfu)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
 
-    note = f"Model FLOPs utilisation of each step. Median: {format_percent(np.nanmedian(mfu))}."
+    note = f"Model FLOPs utilisation of each step. Median: {format_percent(median_high(mfu))}."
     return _plot("MFU", note, draw)
 
 
@@ -202,7 +203,7 @@ def _scale(largest: float) -> tuple[float, str]:
 def _with_median(axes: Axes, metrics: Sequence[Record], values: NDArray[np.float64]) -> None:
     steps = _step_axis(axes, metrics)
     _line(axes, steps, values, color=TRAINING, alpha=0.6, linewidth=0.8)
-    axes.axhline(np.nanmedian(values), color=VALIDATION, linewidth=1.4, linestyle=(0, (4, 3)))
+    axes.axhline(median_high(values), color=VALIDATION, linewidth=1.4, linestyle=(0, (4, 3)))
     axes.set_ylim(0, np.nanmax(values) * 1.1 or 1)
 
 
@@ -238,7 +239,7 @@ def _plot(title: str, note: str, draw: Callable[[Axes], None]) -> Plot:
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].strip().replace(INK, "currentColor")
-    svg = re.sub(r'<g id="[a-z0-9]+_\d+">', "<g>", svg)
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # names of groups that nothing refers to
     width, height = (f"{72 * inches:g}" for inches in INCHES)
     svg = re.sub(
         r"<svg [^>]*>",

@@ -108,9 +108,8 @@ def introduce(run: Run) -> None:
     elif run.step:
         lines.append(f"run      {run.folder}, continued at step {run.step:,} of {run.num_steps:,}")
     else:
-        lines.append(
-            f"run      {run.folder}, {run.num_steps:,} steps of {config.train.batch_tokens:,} tokens"
-        )
+        batch = f"{config.train.batch_tokens:,} tokens"
+        lines.append(f"run      {run.folder}, {run.num_steps:,} steps of {batch}")
     for line in lines:
         run.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -247,11 +246,12 @@ def validate(run: Run, max_tokens: int | None) -> Perplexity:
 def explain_non_finite(run: Run, error: NonFiniteError, batch_seqs: int) -> NonFiniteError:
     """The same error with step, samples and what to try."""
     first = run.step * batch_seqs
+    last = first + batch_seqs - 1
     append_event(run.folder, run.step, "not finite", str(error))
     return NonFiniteError(
-        f"step {run.step + 1} was not taken: {error}. Samples {first} to {first + batch_seqs - 1}, "
-        f"learning rate {run.optimizers[0].param_groups[0]['lr']:.3g}. Weights and optimizer are "
-        f"as after step {run.step}; the checkpoints in {run.checkpoints} are untouched. Try a lower "
+        f"step {run.step + 1} was not taken: {error}. Samples {first} to {last}, learning rate "
+        f"{run.optimizers[0].param_groups[0]['lr']:.3g}. Weights and optimizer are "
+        f"as after step {run.step}; the checkpoints are untouched. Try a lower "
         "--optimizer.lr, a longer --schedule.warmup_steps or --train.precision=fp32"
     )
 

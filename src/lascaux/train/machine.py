@@ -16,6 +16,7 @@ from lascaux.config.schema import TrainConfig
 from lascaux.errors import ConfigError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # <malloc.h>
+PEAK_SECONDS = 0.6
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -118,7 +119,7 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.6) -> float:
+def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of repeated square matrix products: the peak that MFU refers to.
 
     The fastest, because other work on a shared machine only ever slows a product down.
@@ -128,7 +129,7 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float
     b = torch.randn(size, size, device=device, dtype=dtype)
     out = torch.empty(size, size, device=device, dtype=dtype)
     best = float("inf")
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PEAK_SECONDS
     repetitions = 0
     while repetitions < 3 or time.monotonic() < deadline:
         started = time.perf_counter()

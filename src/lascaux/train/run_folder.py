@@ -79,7 +79,8 @@ def saved_config(run: Path) -> Config:
     path = run / "config.toml"
     if not path.exists():
         raise CheckpointError(
-            f"{run} is not a run folder: it has no config.toml; `lascaux train --run {run}` makes one"
+            f"{run} is not a run folder: it has no config.toml; "
+            f"`lascaux train --run {run}` makes one"
         )
     try:
         return load_config(str(path))

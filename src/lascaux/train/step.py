@@ -1,7 +1,7 @@
 """One optimizer step: loss and gradients over the micro-batches, clip, update.
 
-Sums, not means: the loss is the sum of token losses over the number of tokens with a target in the
-whole batch, known before the first backward pass, so no way of splitting the batch changes its scale.
+Sums, not means: the loss is the sum of token losses over the number of targets in the whole batch,
+known before the first backward pass, so no way of splitting the batch changes its scale.
 Shapes: B batch, T sequence.
 """
 
@@ -127,8 +127,14 @@ def describe_non_finite(model: nn.Module, loss: float, grad_norm: float) -> str:
 
 def split_batch(batch: Batch, microbatch_seqs: int) -> list[Batch]:
     """The batch as micro-batches of this many sequences, in order."""
-    arrays = (batch.tokens, batch.targets, batch.document_ids, batch.positions)
+    starts = range(0, len(batch.tokens), microbatch_seqs)
+    pieces = [slice(start, start + microbatch_seqs) for start in starts]
     return [
-        Batch(*(None if a is None else a[start : start + microbatch_seqs] for a in arrays))
-        for start in range(0, len(batch.tokens), microbatch_seqs)
+        Batch(
+            batch.tokens[piece],
+            batch.targets[piece],
+            None if batch.document_ids is None else batch.document_ids[piece],
+            None if batch.positions is None else batch.positions[piece],
+        )
+        for piece in pieces
     ]

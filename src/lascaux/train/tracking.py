@@ -54,7 +54,7 @@ class WandbTracker:
     """A Weights & Biases run named after the run folder and continued with it."""
 
     def __init__(self, run: Path, config: Config) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._run = wandb.init(
             project="lascaux",

@@ -110,7 +110,7 @@ def test_long_text_is_encoded_in_pieces_without_loss(
     text = filler * 400
     whole = trained.encode(text)
     monkeypatch.setattr(module, "PIECE_CHARS", 100)
-    monkeypatch.setattr(module, "BATCH_CHARS", 250)
+    monkeypatch.setattr(module, "BATCH_BYTES", 250)
     pieces = trained.encode(text)
     assert trained.decode(pieces) == text
     if filler == "word and ":
@@ -120,7 +120,7 @@ def test_long_text_is_encoded_in_pieces_without_loss(
 def test_encode_batch_equals_encode(trained: Tokenizer):
     batch = ["a", "", "def f():\n", "🎉" * 10]
     assert trained.encode_batch(batch) == [trained.encode(text) for text in batch]
-    assert all(ids.dtype == np.uint32 for ids in trained.encode_arrays(batch))
+    assert all(ids.dtype == np.uint16 for ids in trained.encode_arrays(batch))
 
 
 @pytest.mark.skipif(not GPT2.is_dir(), reason="GPT-2's files are not here")
