@@ -182,7 +182,7 @@ class SyncJudge:
         self.problems: list[str] = []
 
     def __call__(self, name: str, real: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        if name == "open":
+        if name == "open" and arguments[1] & (os.O_CREAT | os.O_DIRECTORY):
             return self.opened(real(*arguments), Path(arguments[0]), arguments[1])
         if name == "write":
             self.unsynced.add(self.paths[arguments[0]])
@@ -192,6 +192,8 @@ class SyncJudge:
             self.syncs += 1
             if self.syncs != self.skip:
                 self.unsynced.discard(self.paths[arguments[0]])
+        if name in ("unlink", "rmdir") and self.unsynced:
+            self.problems.append(f"{arguments[0]} is deleted before {self.unsynced} is on disk")
         if name == "rename":
             self.renamed(Path(arguments[0]), Path(arguments[1]))
         return None
@@ -226,3 +228,19 @@ def test_everything_is_synced_before_it_is_relied_on_and_no_fsync_is_idle():
     assert judge.syncs == 6  # the run, three files, their folder, the folder of checkpoints
     for skip in range(1, judge.syncs + 1):
         assert judge_a_save(skip).verdict() != []
+
+
+def judge_a_retention(skip: int | None) -> SyncJudge:
+    judge = SyncJudge(skip)
+    with folder_in_memory() as folder:
+        for step in (1, 2, 3):
+            save(folder, step)
+        with calls_go_through(judge):
+            remove_old(folder, 1)
+    return judge
+
+
+def test_an_old_checkpoint_is_out_of_sight_on_disk_before_its_files_are_deleted():
+    judge = judge_a_retention(None)
+    assert judge.verdict() == [] and judge.syncs == 1
+    assert judge_a_retention(1).verdict() != []

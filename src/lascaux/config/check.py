@@ -13,7 +13,7 @@ _POSITIVE = (
     "model.num_layers model.d_model model.num_heads model.num_kv_heads model.head_dim model.d_ff "
     "model.vocab_size model.padded_vocab_size model.max_context model.norm_eps model.rotary_dims "
     "model.rotary_base train.steps train.tokens train.batch_tokens train.microbatch_seqs "
-    "train.seq_len optimizer.lr optimizer.adamw_lr optimizer.eps optimizer.grad_clip "
+    "train.seq_len optimizer.lr optimizer.adamw_lr optimizer.embedding_lr optimizer.eps optimizer.grad_clip "
     "optimizer.muon_newton_schulz_steps checkpoint.every_steps evaluate.max_tokens "
     "evaluate.final_max_tokens evaluate.sample_tokens generate.max_tokens tokenizer.train_bytes"
 ).split()
@@ -132,7 +132,7 @@ def check_train(train: TrainConfig, model: ModelConfig) -> None:
 def check_optimizer(optimizer: OptimizerConfig) -> None:
     """Muon's settings need Muon."""
     if optimizer.name != "muon":
-        for name in ("adamw_lr", "muon_momentum", "muon_newton_schulz_steps"):
+        for name in ("adamw_lr", "embedding_lr", "muon_momentum", "muon_newton_schulz_steps"):
             if getattr(optimizer, name) is not None:
                 raise no_effect(f"optimizer.{name}", f"with optimizer.name = '{optimizer.name}'")
 

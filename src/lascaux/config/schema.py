@@ -177,6 +177,8 @@ class OptimizerConfig:
     """peak learning rate; with muon that of the matrices"""
     adamw_lr: float | None = None
     """peak learning rate of what AdamW updates beside muon; unset: lr"""
+    embedding_lr: float | None = None
+    """peak learning rate of the embeddings beside muon; unset: adamw_lr"""
     weight_decay: float = 0.1
     """decoupled weight decay, on matrices and embeddings only"""
     beta1: float = 0.9

@@ -5,6 +5,7 @@ not to norms and biases. Optimizer state is exchanged with checkpoints under the
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.optim import AdamW, Optimizer
 
 from lascaux.config.schema import OptimizerConfig
 from lascaux.errors import CheckpointError
+from lascaux.model.init import EMBEDDINGS
+from lascaux.model.transformer import Transformer
 from lascaux.optim.muon import Muon
 
 DEFAULT_MUON_MOMENTUM = 0.95
@@ -22,39 +25,41 @@ STATE_KEYS: dict[type[Optimizer], tuple[str, ...]] = {
 }
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
+def build_optimizers(model: Transformer, config: OptimizerConfig) -> list[Optimizer]:
     """The optimizers that together own every parameter once; Muon comes first where it is used.
 
     Muon takes the two-dimensional weights inside blocks.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = dict(model.named_parameters())
     if config.name == "adamw":
-        return [_adamw(named, config, config.lr)]
-    matrices = [(name, p) for name, p in named if name.startswith("blocks.") and p.ndim == 2]
-    others = [(name, p) for name, p in named if not (name.startswith("blocks.") and p.ndim == 2)]
+        return [_adamw([(list(named.values()), config.lr)], config)]
+    matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2}
+    embeddings = {n: p for n, p in named.items() if n in EMBEDDINGS}
+    others = [p for n, p in named.items() if n not in matrices | embeddings]
     muon = Muon(
-        [p for _, p in matrices],
+        matrices.values(),
         lr=config.lr,
         weight_decay=config.weight_decay,
         momentum=DEFAULT_MUON_MOMENTUM if config.muon_momentum is None else config.muon_momentum,
         newton_schulz_steps=config.muon_newton_schulz_steps or DEFAULT_NEWTON_SCHULZ_STEPS,
-        compute_dtype=torch.bfloat16 if matrices[0][1].is_cuda else torch.float32,
+        compute_dtype=torch.bfloat16 if model.embed.weight.is_cuda else torch.float32,
     )
     _remember_peak_lr(muon)
-    return [muon, _adamw(others, config, config.adamw_lr or config.lr)]
+    lr = config.adamw_lr or config.lr
+    embedding_lr = config.embedding_lr or lr
+    return [muon, _adamw([(list(embeddings.values()), embedding_lr), (others, lr)], config)]
 
 
-def _adamw(
-    named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, lr: float
-) -> Optimizer:
-    parameters = [p for _, p in named]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def _adamw(parts: Iterable[tuple[list[nn.Parameter], float]], config: OptimizerConfig) -> Optimizer:
+    """AdamW over lists of parameters with a learning rate each; only matrices decay."""
+    groups: list[dict[str, Any]] = []
+    for parameters, lr in parts:
+        matrices = [p for p in parameters if p.ndim >= 2]
+        vectors = [p for p in parameters if p.ndim < 2]
+        groups.append({"params": matrices, "lr": lr, "weight_decay": config.weight_decay})
+        groups.append({"params": vectors, "lr": lr, "weight_decay": 0.0})
     optimizer = AdamW(
         [group for group in groups if group["params"]],
-        lr=lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=True,

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lascaux.checkpoint.lock import RunLock
 from lascaux.config.schema import Config
-from lascaux.data.loader import Prefetcher, SampleReader, validation_batches
+from lascaux.data.loader import Prefetcher, validation_batches
 from lascaux.errors import CheckpointError, TrainingStopped
 from lascaux.evaluate.perplexity import Perplexity, measure_perplexity
 from lascaux.generate.engine import generate_text
@@ -118,14 +118,6 @@ def train_steps(run: Run) -> None:
     """Every remaining step: batch, update, now and then validation, samples and a checkpoint."""
     config, train_config = run.config, run.config.train
     batch_seqs = train_config.batch_tokens // train_config.seq_len
-    reader = SampleReader(
-        run.data,
-        "train",
-        train_config.seq_len,
-        train_config.seed,
-        config.data.document_boundaries,
-        [source.weight for source in config.data.sources],
-    )
     forward = torch.compile(run.model) if train_config.compile else run.model
     with ExitStack() as stack:
         metrics = StepLog(run.folder / "metrics.jsonl", run.step)
@@ -134,7 +126,7 @@ def train_steps(run: Run) -> None:
         stack.callback(samples.close)
         tracker = make_tracker(config, run.folder, run.step)
         stack.callback(tracker.close)
-        prefetcher = Prefetcher(reader, run.step * batch_seqs, batch_seqs)
+        prefetcher = Prefetcher(run.reader, run.step * batch_seqs, batch_seqs)
         stack.callback(prefetcher.close)
         stop = stack.enter_context(StopRequest())
         progress = stack.enter_context(TrainingProgress(run.console, run.step, run.num_steps))

@@ -14,6 +14,7 @@ from lascaux.checkpoint.save import free_space_problem, remove_old, save_checkpo
 from lascaux.config.check import num_steps
 from lascaux.config.load import to_tables
 from lascaux.config.schema import Config
+from lascaux.data.loader import SampleReader
 from lascaux.data.shards import PreparedData
 from lascaux.data.tokenizer import Tokenizer
 from lascaux.errors import CheckpointError
@@ -41,6 +42,7 @@ class Run:
     machine: Machine
     tokenizer: Tokenizer
     data: PreparedData
+    reader: SampleReader
     model: Transformer
     optimizers: Sequence[Optimizer]
     scaler: torch.amp.GradScaler
@@ -63,6 +65,13 @@ def build_run(
     config: Config, folder: Path, console: Console, device: torch.device, data: PreparedData
 ) -> Run:
     """Model and optimizers at step 0, on the device."""
+    reader = SampleReader(
+        data,
+        "train",
+        config.train.seq_len,
+        config.train.seed,
+        config.data.document_boundaries,
+    )
     with device:
         model = Transformer(config.model)
     initialise(model, config.train.seed)
@@ -76,6 +85,7 @@ def build_run(
         machine=describe_machine(device, config.train.precision),
         tokenizer=data.tokenizer,
         data=data,
+        reader=reader,
         model=model,
         optimizers=build_optimizers(model, config.optimizer),
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
