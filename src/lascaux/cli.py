@@ -29,6 +29,8 @@ from lascaux.errors import ConfigError, LascauxError, TrainingStopped, suggest
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lascaux.data.prepare import PrepareSummary
+
 EXIT_MEND, EXIT_RESUMABLE = 2, 75
 ALL_SECTIONS = [field.name for field in dataclasses.fields(Config)]
 
@@ -211,8 +213,32 @@ def prepare_command(options: argparse.Namespace, flags: list[str]) -> int:
     if options.json:
         print_json(dataclasses.asdict(summary))
     else:
-        print(summary)
+        print(describe_preparation(summary))
     return 0
+
+
+def describe_preparation(summary: "PrepareSummary") -> str:
+    """The summary of `prepare` in words."""
+    from lascaux.units import format_bytes, format_duration
+
+    text, seconds = format_bytes(summary.text_bytes), format_duration(summary.seconds)
+    speed = format_bytes(summary.text_bytes / max(summary.seconds, 1e-9))
+    lines = [
+        f"{summary.folder}: {text} of text from {summary.files:,} files in {seconds} ({speed}/s)",
+        f"train       {summary.train_documents:,} documents, {summary.train_tokens:,} tokens",
+        f"validation  {summary.valid_documents:,} documents, {summary.valid_tokens:,} tokens",
+    ]
+    if not summary.valid_tokens:
+        lines.append(
+            "            nothing is held out: give more documents or raise --data.valid_fraction"
+        )
+    for reason, count in sorted(summary.excluded.items()):
+        lines.append(f"left out    {count:,} x {reason} (excluded.jsonl lists them)")
+    lines.append(
+        f"next: lascaux train --data.sources={summary.folder} "
+        f"--model.vocab_size={summary.vocab_size}"
+    )
+    return "\n".join(lines)
 
 
 def generate_command(options: argparse.Namespace, flags: list[str]) -> int:

@@ -13,9 +13,10 @@ _POSITIVE = (
     "model.num_layers model.d_model model.num_heads model.num_kv_heads model.head_dim model.d_ff "
     "model.vocab_size model.padded_vocab_size model.max_context model.norm_eps model.rotary_dims "
     "model.rotary_base train.steps train.tokens train.batch_tokens train.microbatch_seqs "
-    "train.seq_len optimizer.lr optimizer.adamw_lr optimizer.embedding_lr optimizer.eps optimizer.grad_clip "
-    "optimizer.muon_newton_schulz_steps checkpoint.every_steps evaluate.max_tokens "
-    "evaluate.final_max_tokens evaluate.sample_tokens generate.max_tokens tokenizer.train_bytes"
+    "train.seq_len optimizer.lr optimizer.adamw_lr optimizer.embedding_lr optimizer.eps "
+    "optimizer.grad_clip optimizer.muon_newton_schulz_steps checkpoint.every_steps "
+    "evaluate.max_tokens evaluate.final_max_tokens evaluate.sample_tokens generate.max_tokens "
+    "tokenizer.train_bytes"
 ).split()
 _NOT_NEGATIVE = (
     "model.learned_position_offset train.seed optimizer.weight_decay schedule.warmup_steps "
