@@ -7,6 +7,7 @@ Figures and text go to stdout, everything else to stderr.
 import argparse
 import dataclasses
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -197,7 +198,9 @@ def train_command(options: argparse.Namespace, flags: list[str]) -> int:
         f"{format_rate(outcome.tokens_per_second, 'tokens')}, "
         f"MFU {format_percent(outcome.mfu)} of the measured peak (6N + 12LdT FLOPs per token)"
     )
-    print(f"next: lascaux generate {folder} --prompt 'def '\n      lascaux report {folder}")
+    prompt = next(iter(config.evaluate.sample_prompts), "")
+    print(f"next: lascaux generate {folder} --prompt {shlex.quote(prompt)}")
+    print(f"      lascaux report {folder}")
     return 0
 
 

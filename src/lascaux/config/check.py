@@ -133,7 +133,7 @@ def check_train(train: TrainConfig, model: ModelConfig) -> None:
 def check_optimizer(optimizer: OptimizerConfig) -> None:
     """Muon's settings need Muon."""
     if optimizer.name != "muon":
-        for name in ("adamw_lr", "embedding_lr", "muon_momentum", "muon_newton_schulz_steps"):
+        for name in ("adamw_lr", "muon_momentum", "muon_newton_schulz_steps"):
             if getattr(optimizer, name) is not None:
                 raise no_effect(f"optimizer.{name}", f"with optimizer.name = '{optimizer.name}'")
 

@@ -178,7 +178,7 @@ class OptimizerConfig:
     adamw_lr: float | None = None
     """peak learning rate of what AdamW updates beside muon; unset: lr"""
     embedding_lr: float | None = None
-    """peak learning rate of the embeddings beside muon; unset: adamw_lr"""
+    """peak learning rate of the embeddings; unset: that of everything else AdamW updates"""
     weight_decay: float = 0.1
     """decoupled weight decay, on matrices and embeddings only"""
     beta1: float = 0.9
@@ -229,8 +229,8 @@ class EvaluateConfig:
     """validation tokens of a periodic validation; the one at the end takes them all"""
     final_max_tokens: int | None = None
     """validation tokens of the validation at the end; unset: all"""
-    sample_prompts: tuple[str, ...] = ("def ",)
-    """prompts continued at each validation"""
+    sample_prompts: tuple[str, ...] = ("",)
+    """prompts continued at each validation; an empty one begins a new text"""
     sample_tokens: int = 64
     """tokens of each sample"""
 

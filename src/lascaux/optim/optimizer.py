@@ -31,13 +31,16 @@ def build_optimizers(model: Transformer, config: OptimizerConfig) -> list[Optimi
     Muon takes the two-dimensional weights inside blocks.
     """
     named = dict(model.named_parameters())
+    embeddings = [p for n, p in named.items() if n in EMBEDDINGS]
     if config.name == "adamw":
-        return [_adamw([(list(named.values()), config.lr)], config)]
+        others = [p for n, p in named.items() if n not in EMBEDDINGS]
+        return [
+            _adamw([(others, config.lr), (embeddings, config.embedding_lr or config.lr)], config)
+        ]
     matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2}
-    embeddings = {n: p for n, p in named.items() if n in EMBEDDINGS}
-    others = [p for n, p in named.items() if n not in matrices | embeddings]
+    others = [p for n, p in named.items() if n not in matrices and n not in EMBEDDINGS]
     muon = Muon(
-        matrices.values(),
+        list(matrices.values()),
         lr=config.lr,
         weight_decay=config.weight_decay,
         momentum=DEFAULT_MUON_MOMENTUM if config.muon_momentum is None else config.muon_momentum,
@@ -46,8 +49,7 @@ def build_optimizers(model: Transformer, config: OptimizerConfig) -> list[Optimi
     )
     _remember_peak_lr(muon)
     lr = config.adamw_lr or config.lr
-    embedding_lr = config.embedding_lr or lr
-    return [muon, _adamw([(list(embeddings.values()), embedding_lr), (others, lr)], config)]
+    return [muon, _adamw([(others, lr), (embeddings, config.embedding_lr or lr)], config)]
 
 
 def _adamw(parts: Iterable[tuple[list[nn.Parameter], float]], config: OptimizerConfig) -> Optimizer:
