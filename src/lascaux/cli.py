@@ -6,6 +6,7 @@ Figures and text go to stdout, everything else to stderr.
 
 import argparse
 import dataclasses
+import errno
 import json
 import shlex
 import signal
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lascaux.config.describe import describe_section
 from lascaux.config.load import (
+    DEFAULT_PRESET,
     load_config,
     preset_header,
     preset_names,
@@ -33,6 +35,16 @@ if TYPE_CHECKING:
     from lascaux.data.prepare import PrepareSummary
 
 EXIT_MEND, EXIT_RESUMABLE = 2, 75
+MENDABLE_ERRNOS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+)
 ALL_SECTIONS = [field.name for field in dataclasses.fields(Config)]
 
 
@@ -47,12 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except LascauxError as error:
         print(f"lascaux: {error}", file=sys.stderr)
         sys.exit(EXIT_MEND)
-    except KeyboardInterrupt:
-        print("lascaux: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(EXIT_RESUMABLE)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away, as with `| head`
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in MENDABLE_ERRNOS:
+            raise
+        where = f" '{error.filename}'" if error.filename else ""
+        print(
+            f"lascaux: {error.strerror}{where}; what was saved before is intact: once that is "
+            "mended, run the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_MEND)
+    except KeyboardInterrupt:
+        print("lascaux: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(EXIT_RESUMABLE)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -175,15 +197,12 @@ def print_json(value: object) -> None:
 def train_command(options: argparse.Namespace, flags: list[str]) -> int:
     """`lascaux train`."""
     from lascaux.train.loop import train
-    from lascaux.train.run_folder import saved_config
     from lascaux.units import format_duration, format_percent, format_rate
 
-    if options.run is not None and options.target is None and not flags:
-        exists = (options.run / "config.toml").exists()
-        config = saved_config(options.run) if exists else load_config(None)
-    else:
-        config = load_config(options.target, flags)
-    folder = options.run or Path("runs") / Path(options.target or "tiny").stem
+    folder = options.run or Path("runs") / Path(options.target or DEFAULT_PRESET).stem
+    saved = folder / "config.toml"
+    continues = options.target is None and saved.exists()
+    config = load_config(str(saved) if continues else options.target, flags)
     outcome = train(config, folder, stderr_console())
     if options.json:
         print_json(dataclasses.asdict(outcome))

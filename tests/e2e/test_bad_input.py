@@ -217,6 +217,33 @@ def test_a_full_disk_fails_the_save_aloud_and_keeps_the_checkpoints_there_are(
     assert cli("train", config_file, "--run", run, "--train.steps=12").code == 0
 
 
+def test_a_model_larger_than_the_memory_is_refused_with_both_figures(
+    tmp_path: Path, corpus: Path, cli: Any
+) -> None:
+    flags = [f"--data.sources={corpus}", "--model.vocab_size=300", "--train.device=cpu"]
+    result = cli("train", "gpt3-175b", "--run", tmp_path / "run", *flags)
+    assert result.code == 2
+    assert "parameters: weights, gradients and optimizer state take" in result.err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_training(
+    tmp_path: Path, config_file: Path, cli: Any
+) -> None:
+    flags = ["--run", tmp_path / "run", f"--evaluate.sample_prompts={'ab1 ' * 60}"]
+    result = cli("train", config_file, *flags)
+    assert result.code == 2 and "shorter than model.max_context 64" in result.err
+
+
+def test_flags_alone_change_the_run_that_is_there(
+    tmp_path: Path, config_file: Path, cli: Any
+) -> None:
+    run = tmp_path / "run"
+    assert cli("train", config_file, "--run", run).code == 0
+    result = cli("train", "--run", run, "--train.steps=9")
+    assert result.code == 0 and "changed at step 8: train.steps: 8 -> 9" in result.err
+
+
 def test_an_unwritable_run_folder_is_said_at_once(config_file: Path, cli: Any) -> None:
     result = cli("train", config_file, "--run", "/proc/lascaux")
     assert result.code == 2

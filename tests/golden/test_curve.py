@@ -13,14 +13,11 @@ import pytest
 from tests.conftest import metrics
 
 # One build of torch repeats itself to the bit. Other instruction sets round otherwise: with
-# ATEN_CPU_CAPABILITY=default instead of AVX2 the largest relative difference here is 4e-7.
-TOLERANCE = 5e-6
+# ATEN_CPU_CAPABILITY=default instead of AVX2 losses differ by up to 2e-6, norms by 1.5e-5.
+TOLERANCES = {"loss": 1e-5, "valid_loss": 1e-5, "grad_norm": 1e-4}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_curve_is_the_one_on_record(
-    tmp_path: Path, corpus: Path, cli: Any, precision: str
-) -> None:
+def test_the_curve_is_the_one_on_record(tmp_path: Path, corpus: Path, cli: Any) -> None:
     run = tmp_path / "run"
     flags = {
         "data.sources": corpus,
@@ -28,7 +25,6 @@ def test_the_curve_is_the_one_on_record(
         "train.steps": 20,
         "train.batch_tokens": 1024,
         "train.microbatch_seqs": 2,
-        "train.precision": precision,
         "train.device": "cpu",
         "schedule.warmup_steps": 5,
         "evaluate.every_steps": 10,
@@ -37,8 +33,10 @@ def test_the_curve_is_the_one_on_record(
     assert result.code == 0, result.err
     keys = ("loss", "grad_norm", "valid_loss")
     curve = [{k: line[k] for k in keys if k in line} for line in metrics(run)]
-    record = json.loads((Path(__file__).parent / "curve.json").read_text())[precision]
-    tolerance = TOLERANCE if precision == "fp32" else 0.02  # bf16 has steps of 2^-8
+    record = json.loads((Path(__file__).parent / "curve.json").read_text())
     shown = json.dumps(curve)
     for got, wanted in zip(curve, record, strict=True):
-        assert got == pytest.approx(wanted, rel=tolerance), shown
+        assert got.keys() == wanted.keys()
+        for key, tolerance in TOLERANCES.items():
+            if key in wanted:
+                assert got[key] == pytest.approx(wanted[key], rel=tolerance), shown

@@ -95,7 +95,7 @@ def test_initial_weights_depend_on_seed_and_name_alone() -> None:
         ("neox", "blocks.0.ffn.up.weight", (400, 300), (2 / (5 * 32)) ** 0.5),
         ("neox", "blocks.0.ffn.down.weight", (300, 400), 2 / 2 / 32**0.5),
         ("zero_residual", "blocks.0.ffn.down.weight", (300, 400), 0.0),
-        ("zero_residual", "blocks.0.attn.k.weight", (300, 400), 1 / 20),
+        ("zero_residual", "blocks.0.attn.k.weight", (300, 400), 0.02),
     ],
 )
 def test_initial_scales_follow_the_published_rules(

@@ -68,7 +68,7 @@ class ModelConfig:
     head_bias: bool = False
     """bias on the output head (GPT-J)"""
     init: Literal["gpt2", "neox", "zero_residual"] = "gpt2"
-    """scale of the initial weights: GPT-2 (0.02, residual outputs / sqrt(2 layers)), GPT-NeoX (small init, Wang init), or width-scaled with residual outputs at zero"""
+    """scale of the initial weights: GPT-2 (0.02, residual outputs / sqrt(2 layers)), GPT-NeoX (small init, Wang init), or GPT-2's with residual outputs at zero"""
 
     @property
     def kv_heads(self) -> int:
@@ -134,7 +134,7 @@ class TokenizerConfig:
     path: str | None = None
     """tokenizer.json, or a folder with it or with encoder.json and vocab.bpe; unset: train one of model.vocab_size"""
     pattern: Literal["gpt2", "code"] | None = None
-    """how text is split before merging; code keeps line breaks and indentation together; unset: code"""
+    """how text is split before merging; code keeps a line break and its indentation together; unset: gpt2"""
     train_bytes: int | None = None
     """text the tokenizer is trained on, bytes; unset: 32,000,000"""
 

@@ -25,7 +25,7 @@ from lascaux.errors import ConfigError, DataError
 
 BATCH_CHARS = 1 << 22
 DEFAULT_TRAIN_BYTES = 32_000_000
-DEFAULT_PATTERN: Pattern = "code"
+DEFAULT_PATTERN: Pattern = "gpt2"
 
 Progress = Callable[[int, int | None], None]
 

@@ -168,7 +168,7 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int, pattern: Pattern = "code") -> Tokenizer:
+def train_tokenizer(texts: Iterator[str], vocab_size: int, pattern: Pattern = "gpt2") -> Tokenizer:
     """Train a byte-level BPE of at most `vocab_size` entries; the same texts give the same one.
 
     Entries: the end-of-text token, the 256 bytes, then merges seen at least twice. Little text may

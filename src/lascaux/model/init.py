@@ -1,12 +1,12 @@
 """Initial weights as a pure function of (seed, parameter name): any device or mesh makes the same.
 
-Scales, for a matrix with `fan_in` columns in a network of L layers and width D:
+Standard deviations, in a network of L layers and width D:
 
 | scheme        | matrices     | residual outputs | embeddings | source                       |
 |---------------|--------------|------------------|------------|------------------------------|
 | gpt2          | 0.02         | 0.02 / √(2L)     | 0.02       | Radford et al. 2019          |
 | neox          | √(2 / 5D)    | 2 / (L √D)       | √(2 / 5D)  | Black et al. 2022, section 3 |
-| zero_residual | 1 / √fan_in  | 0                | 0.02       | Yang et al. 2022, appendix D |
+| zero_residual | 0.02         | 0                | 0.02       | Zhang et al. 2019 (Fixup)    |
 
 Residual outputs are attn.o and ffn.down. Norm gains are one and biases zero throughout.
 """
@@ -24,7 +24,7 @@ RESIDUAL_OUTPUTS = ("attn.o.weight", "ffn.down.weight")
 EMBEDDINGS = ("embed.weight", "position_embed.weight")
 
 
-def initial_std(name: str, shape: torch.Size, config: ModelConfig) -> float:
+def initial_std(name: str, config: ModelConfig) -> float:
     """Standard deviation of a matrix's initial weights."""
     residual_output = name.endswith(RESIDUAL_OUTPUTS)
     layers, width = config.num_layers, config.d_model
@@ -34,9 +34,7 @@ def initial_std(name: str, shape: torch.Size, config: ModelConfig) -> float:
         case "neox":
             return 2 / (layers * math.sqrt(width)) if residual_output else math.sqrt(0.4 / width)
         case "zero_residual":
-            if residual_output:
-                return 0.0
-            return 0.02 if name in EMBEDDINGS else 1 / math.sqrt(shape[1])
+            return 0.0 if residual_output else 0.02
 
 
 def initial_tensor(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
@@ -45,7 +43,7 @@ def initial_tensor(name: str, shape: torch.Size, config: ModelConfig, seed: int)
         return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-    std = initial_std(name, shape, config)
+    std = initial_std(name, config)
     return torch.randn(shape, generator=generator) * std
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from lascaux.checkpoint.lock import RunLock
 from lascaux.config.schema import Config
 from lascaux.data.loader import Prefetcher, validation_batches
-from lascaux.errors import CheckpointError, TrainingStopped
+from lascaux.errors import CheckpointError, ConfigError, TrainingStopped
 from lascaux.evaluate.perplexity import Perplexity, measure_perplexity
 from lascaux.generate.engine import generate_text
 from lascaux.model.accounting import count_parameters, flops_per_token
@@ -149,6 +149,12 @@ def train_steps(run: Run) -> None:
                 )
             except NonFiniteError as error:
                 raise explain_non_finite(run, error, batch_seqs) from error
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(
+                    f"the device ran out of memory in step {run.step + 1}; try, in this order, "
+                    "half of --train.microbatch_seqs, --train.recompute=block, "
+                    "--train.precision=bf16"
+                ) from error
             seconds = time.perf_counter() - started
             run.step += 1
             record = step_record(run, result.loss, lr, result.grad_norm, seconds)

@@ -60,13 +60,12 @@ def choose_device(train: TrainConfig) -> torch.device:
 
 def describe_machine(device: torch.device, precision: str) -> Machine:
     """Versions, device and measured matrix-multiply peak in `precision`."""
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine(
         device=device.type,
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         cores=len(os.sched_getaffinity(0)),
         threads=torch.get_num_threads(),
-        memory_bytes=memory_bytes,
+        memory_bytes=memory_bytes(device),
         precision=precision,
         matmul_peak_flops_per_second=measure_matmul_peak(device, DTYPES[precision]),
         lascaux=version("lascaux"),
@@ -93,6 +92,13 @@ def reuse_freed_memory() -> None:
         (M_ARENA_MAX, 1),
     ):
         libc.mallopt(parameter, value)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the device; of the whole machine for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def cpu_name() -> str:

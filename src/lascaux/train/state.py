@@ -17,15 +17,16 @@ from lascaux.config.schema import Config
 from lascaux.data.loader import SampleReader
 from lascaux.data.shards import PreparedData
 from lascaux.data.tokenizer import Tokenizer
-from lascaux.errors import CheckpointError
-from lascaux.model.accounting import checkpoint_bytes
+from lascaux.errors import CheckpointError, ConfigError
+from lascaux.model.accounting import checkpoint_bytes, count_parameters, training_state_bytes
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import build_optimizers, load_state_tensors, state_tensors
-from lascaux.train.machine import Machine, describe_machine
+from lascaux.train.machine import Machine, describe_machine, memory_bytes
 from lascaux.train.progress import TrainingProgress
 from lascaux.train.run_folder import StepLog, append_event
 from lascaux.train.step import recompute_blocks
+from lascaux.units import format_bytes, format_count
 
 FAILED_SAVES_IN_A_ROW = 3
 ROOM_FOR_CHECKPOINTS = 2.2  # two checkpoints and some
@@ -72,6 +73,8 @@ def build_run(
         config.train.seed,
         config.data.document_boundaries,
     )
+    check_memory(config, device)
+    check_prompts(config, data.tokenizer)
     with device:
         model = Transformer(config.model)
     initialise(model, config.train.seed)
@@ -90,6 +93,33 @@ def build_run(
         optimizers=build_optimizers(model, config.optimizer),
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
     )
+
+
+def check_memory(config: Config, device: torch.device) -> None:
+    """Refuse a model whose weights, gradients and optimizer state alone exceed the memory.
+
+    Raises: ConfigError with both figures.
+    """
+    needed = training_state_bytes(config.model, config.optimizer.name)
+    memory = memory_bytes(device)
+    if needed > memory:
+        parameters = format_count(count_parameters(config.model).total)
+        raise ConfigError(
+            f"the model has {parameters} parameters: weights, gradients and optimizer state take "
+            f"{format_bytes(needed)}, this {device.type} device has {format_bytes(memory)}; choose "
+            "a smaller preset, or lower model.num_layers or model.d_model"
+        )
+
+
+def check_prompts(config: Config, tokenizer: Tokenizer) -> None:
+    """Refuse a sample prompt that would stop the run at its first sample."""
+    for prompt in config.evaluate.sample_prompts:
+        length = len(tokenizer.encode(prompt))
+        if length >= config.model.max_context:
+            raise ConfigError(
+                f"'evaluate.sample_prompts' has a prompt of {length} tokens; it must be shorter "
+                f"than model.max_context {config.model.max_context}"
+            )
 
 
 def restore(run: Run) -> None:

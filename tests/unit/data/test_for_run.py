@@ -112,5 +112,5 @@ def test_what_cannot_be_combined_is_explained(
     path = TokenizerConfig(path=str(other.folders[0] / "tokenizer.json"))
     with pytest.raises(DataError, match="was prepared with another tokenizer than"):
         prepare_for_run(prepared_config(a), path, 400, tmp_path / "data")
-    with pytest.raises(ConfigError, match="'tokenizer.pattern' is 'gpt2', but"):
-        prepare_for_run(prepared_config(a), TokenizerConfig(pattern="gpt2"), 400, tmp_path / "data")
+    with pytest.raises(ConfigError, match="'tokenizer.pattern' is 'code', but"):
+        prepare_for_run(prepared_config(a), TokenizerConfig(pattern="code"), 400, tmp_path / "data")
