@@ -269,12 +269,13 @@ def generate_command(options: argparse.Namespace, flags: list[str]) -> int:
     from lascaux.generate.load import load_for_generation
 
     loaded = load_for_generation(options.source, flags)
+    stream = generate(
+        loaded.model, loaded.tokenizer, options.prompt, loaded.settings, device=loaded.device
+    )
     pieces = []
     if not options.json:
         print(options.prompt, end="", flush=True)
-    for piece in generate(
-        loaded.model, loaded.tokenizer, options.prompt, loaded.settings, device=loaded.device
-    ):
+    for piece in stream:
         pieces.append(piece)
         if not options.json:
             print(piece.text, end="", flush=True)

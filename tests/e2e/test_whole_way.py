@@ -45,6 +45,9 @@ def test_text_becomes_shards_a_model_text_and_a_report(
     other = cli("generate", run, "--prompt", "add(3, ", "--generate.seed=1", "--json")
     assert json.loads(other.out)["text"] != figures["text"]
 
+    too_long = cli("generate", run, "--prompt", "ab1 " * 99)
+    assert too_long.code == 2 and too_long.out == "" and "max_context is 64" in too_long.err
+
     assert cli("verify", run).code == 0
     report = cli("report", run)
     assert report.code == 0
