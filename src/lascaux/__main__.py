@@ -1,4 +1,4 @@
-"""`python -m lascaux` and `torchrun -m lascaux`."""
+"""`python -m lascaux`."""
 
 from lascaux.cli import main
 

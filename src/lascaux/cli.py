@@ -7,6 +7,7 @@ Figures and text go to stdout, everything else to stderr.
 import argparse
 import dataclasses
 import errno
+import io
 import json
 import shlex
 import signal
@@ -51,6 +52,9 @@ ALL_SECTIONS = [field.name for field in dataclasses.fields(Config)]
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command in `arguments` (default: the process's) and exit."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
     except TrainingStopped as stopped:
@@ -157,9 +161,17 @@ def build_parser() -> Parser:
     train.add_argument("--run", type=Path, metavar="DIR", help="default: runs/PRESET or runs/FILE")
     train.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
-    prepare = add("prepare", prepare_command, "turn text into token shards", ("data", "tokenizer"))
+    prepare = add(
+        "prepare",
+        prepare_command,
+        "turn text into token shards (vocabulary: --model.vocab_size)",
+        ("data", "tokenizer"),
+    )
     prepare.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder or 'stdlib'")
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR")
+    prepare.add_argument(
+        "--text-field", default="text", metavar="NAME", help="field with the text; default: text"
+    )
     prepare.add_argument("--json", action="store_true", help="print the summary as JSON")
 
     generate = add("generate", generate_command, "continue a prompt", ("generate",))
@@ -183,10 +195,14 @@ def build_parser() -> Parser:
 
 
 def stderr_console() -> "Console":
-    """Where progress and messages go."""
+    """Where progress and messages go; training goes on when nobody reads them any more."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    class EnduringConsole(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+
+    return EnduringConsole(stderr=True, emoji=False)
 
 
 def print_json(value: object) -> None:
@@ -199,7 +215,8 @@ def train_command(options: argparse.Namespace, flags: list[str]) -> int:
     from lascaux.train.loop import train
     from lascaux.units import format_duration, format_percent, format_rate
 
-    folder = options.run or Path("runs") / Path(options.target or DEFAULT_PRESET).stem
+    name = Path(options.target or DEFAULT_PRESET).name.removesuffix(".toml")
+    folder: Path = options.run or Path("runs") / name
     saved = folder / "config.toml"
     continues = options.target is None and saved.exists()
     config = load_config(str(saved) if continues else options.target, flags)
@@ -218,8 +235,9 @@ def train_command(options: argparse.Namespace, flags: list[str]) -> int:
         f"MFU {format_percent(outcome.mfu)} of the measured peak (6N + 12LdT FLOPs per token)"
     )
     prompt = next(iter(config.evaluate.sample_prompts), "")
-    print(f"next: lascaux generate {folder} --prompt {shlex.quote(prompt)}")
-    print(f"      lascaux report {folder}")
+    quoted = shlex.quote(str(folder))
+    print(f"next: lascaux generate {quoted} --prompt {shlex.quote(prompt)}")
+    print(f"      lascaux report {quoted}")
     return 0
 
 
@@ -227,10 +245,16 @@ def prepare_command(options: argparse.Namespace, flags: list[str]) -> int:
     """`lascaux prepare`."""
     from lascaux.train.prepare_data import prepare_sources
 
-    if any(key == "data.sources" for key in read_flags(flags)):
-        raise ConfigError("give the sources as arguments: lascaux prepare SOURCE… --out DIR")
+    for key in read_flags(flags):
+        if key == "data.sources":
+            raise ConfigError("give the sources as arguments: lascaux prepare SOURCE… --out DIR")
+        if key != "model.vocab_size" and not key.startswith(("data.", "tokenizer.")):
+            raise ConfigError(
+                f"--{key} has no effect on preparing; settings here: --data.…, --tokenizer.…, "
+                "--model.vocab_size"
+            )
     config = load_config(None, flags)
-    sources = [SourceConfig(path=path) for path in options.sources]
+    sources = [SourceConfig(path=path, text_field=options.text_field) for path in options.sources]
     summary = prepare_sources(config, sources, options.out, stderr_console())
     if options.json:
         print_json(dataclasses.asdict(summary))
@@ -257,7 +281,7 @@ def describe_preparation(summary: "PrepareSummary") -> str:
     for reason, count in sorted(summary.excluded.items()):
         lines.append(f"left out    {count:,} x {reason} (excluded.jsonl lists them)")
     lines.append(
-        f"next: lascaux train --data.sources={summary.folder} "
+        f"next: lascaux train --data.sources={shlex.quote(str(summary.folder))} "
         f"--model.vocab_size={summary.vocab_size}"
     )
     return "\n".join(lines)

@@ -244,6 +244,89 @@ def test_flags_alone_change_the_run_that_is_there(
     assert result.code == 0 and "changed at step 8: train.steps: 8 -> 9" in result.err
 
 
+def test_damaged_checkpoints_ahead_do_not_stop_later_saves(
+    tmp_path: Path, config_file: Path, cli: Any
+) -> None:
+    run, flags = tmp_path / "run", ["--checkpoint.every_steps=2", "--checkpoint.keep=4"]
+    assert cli("train", config_file, "--run", run, *flags).code == 0
+    for step_name in ("step_00000006", "step_00000008"):
+        weights = run / "checkpoints" / step_name / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    result = cli("train", config_file, "--run", run, "--checkpoint.every_steps=1")
+    assert result.code == 0 and "failed" not in result.err
+    assert "continued at step 4 of 8" in result.err
+    assert cli("verify", run).code == 0
+
+
+def test_verify_finds_missing_data_and_another_tokenizer(
+    tmp_path: Path, config_file: Path, corpus: Path, cli: Any
+) -> None:
+    run, shards = tmp_path / "run", tmp_path / "shards"
+    assert cli("prepare", corpus, "--out", shards, "--model.vocab_size=300").code == 0
+    flags = [f"--data.sources={shards}"]
+    assert cli("train", config_file, "--run", run, *flags).code == 0
+    assert cli("verify", run).code == 0
+    shards.rename(tmp_path / "moved")
+    missing = cli("verify", run)
+    assert missing.code == 2 and f"DAMAGED  {shards}" in missing.out
+    tokenizer = json.loads((run / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (run / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert f"DAMAGED  {run / 'tokenizer.json'}" in cli("verify", run).out
+    assert "is not the tokenizer the model was trained with" in cli("generate", run).err
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--optimizer.lr=5", "--optimizer.lr has no effect on preparing"),
+        ("--data.sources=x", "give the sources as arguments"),
+    ],
+)
+def test_prepare_refuses_settings_it_does_not_read(
+    tmp_path: Path, corpus: Path, cli: Any, flag: str, words: str
+) -> None:
+    result = cli("prepare", corpus, "--out", tmp_path / "out", flag)
+    assert result.code == 2 and words in result.err
+
+
+def test_prepare_takes_the_name_of_the_text_field(tmp_path: Path, cli: Any) -> None:
+    source = tmp_path / "texts.jsonl"
+    source.write_text(json.dumps({"content": "some text " * 50}) + "\n")
+    flags = ["--text-field", "content", "--model.vocab_size=300", "--data.valid_fraction=0"]
+    result = cli("prepare", source, "--out", tmp_path / "out", *flags)
+    assert result.code == 0 and "nothing is held out" in result.out
+
+
+def test_a_torn_event_does_not_spoil_the_report(
+    tmp_path: Path, config_file: Path, cli: Any
+) -> None:
+    run = tmp_path / "run"
+    assert cli("train", config_file, "--run", run, "--train.steps=4").code == 0
+    with open(run / "events.jsonl", "a") as file:
+        file.write('{"time": "2026')
+    assert cli("train", config_file, "--run", run).code == 0
+    assert cli("report", run).code == 0
+
+
+def test_a_prompt_that_is_no_text_and_an_empty_stop_are_refused(
+    tmp_path: Path, config_file: Path, cli: Any
+) -> None:
+    run = tmp_path / "run"
+    assert cli("train", config_file, "--run", run).code == 0
+    assert "not valid text" in cli("generate", run, "--prompt", "a\udcff").err
+    refused = cli("train", config_file, "--run", tmp_path / "other", "--generate.stop=")
+    assert refused.code == 2 and "has an empty string" in refused.err
+
+
+def test_training_outlives_the_reader_of_its_messages(tmp_path: Path, config_file: Path) -> None:
+    run = tmp_path / "run"
+    command = f"{sys.executable} -m lascaux train {config_file} --run {run} 2>&1 >/dev/null"
+    subprocess.run(f"{command} | true", shell=True, check=True)
+    assert len(metrics(run)) == 8 and (run / "checkpoints" / "step_00000008").exists()
+
+
 def test_an_unwritable_run_folder_is_said_at_once(config_file: Path, cli: Any) -> None:
     result = cli("train", config_file, "--run", "/proc/lascaux")
     assert result.code == 2

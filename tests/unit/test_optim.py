@@ -153,6 +153,12 @@ def test_state_survives_a_round_trip_bit_for_bit(name: str) -> None:
         assert torch.equal(value, restored[key]), key
 
 
+def test_state_is_whole_before_the_first_update() -> None:
+    muon = build_optimizers(Transformer(MODEL), OptimizerConfig(name="muon"))[0]
+    for parameter in muon.param_groups[0]["params"]:
+        assert torch.equal(muon.state[parameter]["momentum_buffer"], torch.zeros_like(parameter))
+
+
 def test_state_of_another_optimizer_is_refused() -> None:
     model = Transformer(MODEL)
     adamw = build_optimizers(model, OptimizerConfig(name="adamw"))

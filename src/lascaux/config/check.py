@@ -39,6 +39,8 @@ def check(config: Config) -> None:
         for name in ("pattern", "train_bytes"):
             if getattr(config.tokenizer, name) is not None:
                 raise no_effect(f"tokenizer.{name}", "with tokenizer.path, which loads one")
+    if "" in config.generate.stop:
+        raise ConfigError("'generate.stop' has an empty string, which would end every text at once")
     weights = [source.weight for source in config.data.sources]
     if not weights:
         raise ConfigError("'data.sources' is empty; give at least one path, or 'stdlib'")

@@ -226,7 +226,7 @@ class EvaluateConfig:
     every_steps: int = 250
     """steps between validations and samples; 0 leaves only the one at the end"""
     max_tokens: int = 65536
-    """validation tokens of a periodic validation; the one at the end takes them all"""
+    """validation tokens of a periodic validation; the one at the end has final_max_tokens"""
     final_max_tokens: int | None = None
     """validation tokens of the validation at the end; unset: all"""
     sample_prompts: tuple[str, ...] = ("",)

@@ -33,8 +33,8 @@ class Batch:
     """Sequences and what to predict; all arrays are int64 of shape (B, T).
 
     `targets` is the next token, or -100 where nothing is to be predicted. `document_ids` numbers
-    the documents of each row from 0 and `positions` restarts at each of them; both are None when
-    document boundaries are ignored.
+    the documents of each row and `positions` restarts at each of them, at the end-of-text token
+    that stands before it; both are None when document boundaries are ignored.
     """
 
     tokens: IntArray
@@ -78,9 +78,7 @@ class SampleReader:
         self._sizes = np.array([_num_windows(stream, seq_len) for stream in self._streams])
         self.num_sequences: int = int(self._sizes.sum())
         """sequences of all sources together: one epoch when there are no weights"""
-        self.tokens_per_epoch: int = sum(
-            _num_targets(stream, document_boundaries) for stream in self._streams
-        )
+        self.tokens_per_epoch: int = sum(max(stream.tokens - 1, 0) for stream in self._streams)
         """targets of all sequences together"""
         checked = check_weights(prepared.weights if weights is None else weights)
         self._schedule = None if checked is None else mixture_schedule(checked)
@@ -212,11 +210,6 @@ def _num_windows(stream: TokenStream, seq_len: int) -> int:
     return -(-max(stream.tokens - 1, 0) // seq_len)
 
 
-def _num_targets(stream: TokenStream, boundaries: Boundaries) -> int:
-    firsts = stream.documents if boundaries == "respect" else min(stream.tokens, 1)
-    return stream.tokens - firsts
-
-
 def _make_batch(
     streams: Sequence[TokenStream],
     rows: Sequence[tuple[int, int]],
@@ -236,9 +229,7 @@ def _make_batch(
     targets[column >= lengths - 1] = NO_TARGET
     if boundaries == "ignore":
         return Batch(tokens, targets)
-    ends = tokens == end_of_text_id
-    targets[ends] = NO_TARGET
-    begins = np.zeros_like(ends)
-    begins[:, 1:] = ends[:, :-1]
+    # The end-of-text token before a document is its first: the text begins to be predicted there.
+    begins = tokens == end_of_text_id
     first_column = np.maximum.accumulate(np.where(begins, column, 0), axis=1)
     return Batch(tokens, targets, np.cumsum(begins, axis=1, dtype=np.int64), column - first_column)

@@ -62,6 +62,12 @@ def generate(
             f"tokenizer and model do not belong together: the tokenizer has "
             f"{tokenizer.vocab_size} ids, model.vocab_size is {model.config.vocab_size}"
         )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"'prompt' is not valid text at character {error.start}; give it in UTF-8"
+        ) from None
     tokens = tokenizer.encode(prompt) or [tokenizer.end_of_text_id]
     room = model.config.max_context - len(tokens)
     if room < 1:

@@ -40,9 +40,15 @@ def load_for_generation(source: Path, flags: Sequence[str] = ()) -> LoadedModel:
         model = Transformer(config.model)
     parameters = {name: p.data for name, p in model.named_parameters()}
     copy_into(parameters, load_tensors(checkpoint, "model"), "model")
+    tokenizer = load_tokenizer(tokenizer_path(checkpoint))
+    if tokenizer.sha256 != manifest.state["tokenizer_sha256"]:
+        raise CheckpointError(
+            f"{tokenizer_path(checkpoint)} is not the tokenizer the model was trained with: "
+            f"expected hash {manifest.state['tokenizer_sha256']}, found {tokenizer.sha256}"
+        )
     return LoadedModel(
         model=model.eval(),
-        tokenizer=load_tokenizer(tokenizer_path(checkpoint)),
+        tokenizer=tokenizer,
         settings=generate_settings(config, flags),
         device=device,
         step=manifest.step,

@@ -1,6 +1,6 @@
 """Parameters, work and bytes of a model, from its config alone: no torch, no allocation.
 
-The training loop's utilisation, the planner and the report all call these functions, and tests
+The training loop's utilisation, the report and the checks of memory call these functions; tests
 hold them against a real model and torch's operation counter.
 """
 

@@ -46,6 +46,10 @@ class Muon(Optimizer):
             ),
         )
 
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
@@ -68,10 +72,7 @@ class Muon(Optimizer):
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """The gradient, looking one step ahead along its running average."""
         assert parameter.grad is not None
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"]
+        buffer = self.state[parameter]["momentum_buffer"]
         buffer.lerp_(parameter.grad, 1 - momentum)
         return parameter.grad.lerp(buffer, momentum)
 

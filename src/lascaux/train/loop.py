@@ -36,7 +36,7 @@ from lascaux.train.run_folder import (
     write_environment,
 )
 from lascaux.train.signals import StopRequest
-from lascaux.train.state import Run, build_run, restore, save
+from lascaux.train.state import Run, build_run, check_memory, restore, save
 from lascaux.train.step import NonFiniteError, precision_context, split_batch, train_step
 from lascaux.train.tracking import make_tracker
 from lascaux.units import format_count, format_flops_per_second
@@ -74,12 +74,18 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
         stack.enter_context(RunLock(folder))
         changes = settle_config(folder, config)
         device = choose_device(config.train)
+        check_memory(config, device)
         if device.type == "cpu":
             reuse_freed_memory()
         data = open_data(config, folder, console)
         data.tokenizer.save(folder / "tokenizer.json")
         run = build_run(config, folder, console, device, data)
         restore(run)
+        if run.step > run.num_steps:
+            raise ConfigError(
+                f"{folder} has trained {run.step:,} steps, more than the {run.num_steps:,} asked "
+                "for now; raise train.steps, or start a new run with another --run folder"
+            )
         write_config(folder, config)
         write_environment(folder, run.machine)
         for change in changes:
@@ -149,11 +155,12 @@ def train_steps(run: Run) -> None:
                 )
             except NonFiniteError as error:
                 raise explain_non_finite(run, error, batch_seqs) from error
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise ConfigError(
-                    f"the device ran out of memory in step {run.step + 1}; try, in this order, "
-                    "half of --train.microbatch_seqs, --train.recompute=block, "
-                    "--train.precision=bf16"
+                    f"out of memory in step {run.step + 1}; try, in this order, half of "
+                    "--train.microbatch_seqs, --train.recompute=block, --train.precision=bf16"
                 ) from error
             seconds = time.perf_counter() - started
             run.step += 1
@@ -241,6 +248,11 @@ def validate(run: Run, max_tokens: int | None) -> Perplexity:
     return measure_perplexity(run.model, batches, run.tokenizer.byte_lengths, run.device, precision)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed; torch has a class of its own for it on GPUs alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def explain_non_finite(run: Run, error: NonFiniteError, batch_seqs: int) -> NonFiniteError:
     """The same error with step, samples and what to try."""
     first = run.step * batch_seqs
@@ -257,6 +269,11 @@ def explain_non_finite(run: Run, error: NonFiniteError, batch_seqs: int) -> NonF
 def summarise(run: Run) -> Outcome:
     """The figures of a finished run, from its own records."""
     records = read_records(run.folder / "metrics.jsonl")
+    if not records:
+        raise CheckpointError(
+            f"{run.folder} is trained, but its metrics.jsonl is gone; the model in "
+            f"{run.checkpoints} is intact"
+        )
     last = records[-1]
     speeds = sorted(record["tokens_per_second"] for record in records)
     tokens_per_second = speeds[len(speeds) // 2]

@@ -63,7 +63,7 @@ def describe_machine(device: torch.device, precision: str) -> Machine:
     return Machine(
         device=device.type,
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         threads=torch.get_num_threads(),
         memory_bytes=memory_bytes(device),
         precision=precision,
@@ -92,6 +92,13 @@ def reuse_freed_memory() -> None:
         (M_ARENA_MAX, 1),
     ):
         libc.mallopt(parameter, value)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on; all of them where the system does not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def memory_bytes(device: torch.device) -> int:

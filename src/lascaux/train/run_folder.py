@@ -117,7 +117,11 @@ def append_event(run: Path, step: int, event: str, detail: str) -> None:
         "event": event,
         "detail": detail,
     }
-    with open(run / "events.jsonl", "a", encoding="utf-8") as file:
+    path = run / "events.jsonl"
+    whole = path.read_text(encoding="utf-8") if path.exists() else ""
+    if whole and not whole.endswith("\n"):  # a crash tore the last line
+        write_atomically(path, whole[: whole.rfind("\n") + 1])
+    with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -129,7 +133,6 @@ class StepLog:
 
     def __init__(self, path: Path, last_step: int) -> None:
         kept = [record for record in read_records(path) if record["step"] <= last_step]
-        self.last_record: dict[str, Any] | None = kept[-1] if kept else None
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by close()
 

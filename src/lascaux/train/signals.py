@@ -1,6 +1,8 @@
 """Stopping on request: the first signal lets the step finish, the second ends at once."""
 
+import os
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -32,3 +34,5 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        with suppress(OSError):  # nobody may be reading
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")

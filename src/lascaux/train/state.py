@@ -1,5 +1,6 @@
 """A run in memory and on disk: built from its config, restored from and saved to checkpoints."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from rich.console import Console
 from torch.optim import Optimizer
 
-from lascaux.checkpoint.load import copy_into, load_tensors, newest_valid
+from lascaux.checkpoint.load import copy_into, list_checkpoints, load_tensors, newest_valid
 from lascaux.checkpoint.manifest import read_manifest
 from lascaux.checkpoint.save import free_space_problem, remove_old, save_checkpoint
 from lascaux.config.check import num_steps
@@ -73,7 +74,6 @@ def build_run(
         config.train.seed,
         config.data.document_boundaries,
     )
-    check_memory(config, device)
     check_prompts(config, data.tokenizer)
     with device:
         model = Transformer(config.model)
@@ -127,7 +127,9 @@ def restore(run: Run) -> None:
     path, rejected = newest_valid(run.checkpoints)
     for error in rejected:
         append_event(run.folder, run.step, "checkpoint rejected", str(error))
-        run.console.print(f"passing over a damaged checkpoint: {error}", markup=False)
+        run.console.print(
+            f"passing over a damaged checkpoint: {error}", markup=False, soft_wrap=True
+        )
     if path is None:
         if rejected:
             raise CheckpointError(
@@ -148,6 +150,7 @@ def restore(run: Run) -> None:
             "bring the old data back, or start a new run with another --run folder"
         )
     run.data.check_hashes()
+    set_damaged_aside(run, path)
     parameters = dict(run.model.named_parameters())
     copy_into({n: p.data for n, p in parameters.items()}, load_tensors(path, "model"), "model")
     load_state_tensors(run.model, run.optimizers, load_tensors(path, "optimizer"))
@@ -156,6 +159,14 @@ def restore(run: Run) -> None:
     run.step = manifest.step
     run.elapsed_seconds = manifest.state["elapsed_seconds"]
     append_event(run.folder, run.step, "continue", run.machine.device_name)
+
+
+def set_damaged_aside(run: Run, resumed: Path) -> None:
+    """Rename checkpoints newer than the one resumed from, which are damaged, out of the way."""
+    for path in list_checkpoints(run.checkpoints):
+        if path == resumed:
+            return
+        path.rename(path.with_name(f"damaged_{path.name}_{time.time_ns()}"))
 
 
 def _checkpoint_bytes(run: Run) -> int:
@@ -185,9 +196,9 @@ def save(run: Run, metrics: StepLog, samples: StepLog, progress: TrainingProgres
             tensors=tensors,
             state=state,
         )
-        remove_old(run.checkpoints, run.config.checkpoint.keep)
     except CheckpointError as error:
         run.failed_saves += 1
+        append_event(run.folder, run.step, "save failed", str(error))
         progress.say(f"checkpoint at step {run.step} failed, training goes on: {error}")
         if run.failed_saves >= FAILED_SAVES_IN_A_ROW:
             raise CheckpointError(
@@ -196,4 +207,8 @@ def save(run: Run, metrics: StepLog, samples: StepLog, progress: TrainingProgres
             ) from error
         return False
     run.failed_saves = 0
+    try:
+        remove_old(run.checkpoints, run.config.checkpoint.keep)
+    except CheckpointError as error:
+        progress.say(f"old checkpoints stay: {error}")
     return True

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from lascaux.checkpoint.load import list_checkpoints
+from lascaux.checkpoint.manifest import read_manifest
 from lascaux.checkpoint.verify import Finding, verify_run
-from lascaux.data.shards import is_prepared, open_prepared
-from lascaux.data.sources import STDLIB
-from lascaux.errors import CheckpointError, DataError
+from lascaux.data.shards import open_prepared
+from lascaux.data.tokenizer import load_tokenizer
+from lascaux.errors import CheckpointError, DataError, LascauxError
 from lascaux.train.run_folder import saved_config
 
 
@@ -17,9 +19,26 @@ def verify_all(run: Path) -> list[Finding]:
     if not run.is_dir():
         raise CheckpointError(f"there is no run folder '{run}'")
     config = saved_config(run)
-    sources = [Path(source.path) for source in config.data.sources if source.path != STDLIB]
-    folders = [folder for folder in (run / "data", *sources) if is_prepared(folder)]
-    return verify_run(run) + [verify_data(folder) for folder in folders]
+    if (run / "data").exists():
+        folders = [run / "data"]
+    else:
+        folders = [Path(source.path).expanduser() for source in config.data.sources]
+    findings = verify_run(run) + [verify_data(folder) for folder in folders]
+    return [*findings, verify_tokenizer(run)]
+
+
+def verify_tokenizer(run: Path) -> Finding:
+    """Whether RUN/tokenizer.json is the tokenizer the newest checkpoint was trained with."""
+    path = run / "tokenizer.json"
+    try:
+        checkpoints = list_checkpoints(run / "checkpoints")
+        wanted = read_manifest(checkpoints[0]).state["tokenizer_sha256"] if checkpoints else None
+        found = load_tokenizer(path).sha256
+    except LascauxError as error:
+        return Finding(path=path, ok=False, detail=str(error))
+    if wanted not in (None, found):
+        return Finding(path=path, ok=False, detail=f"expected hash {wanted}, found {found}")
+    return Finding(path=path, ok=True, detail="tokenizer")
 
 
 def verify_data(folder: Path) -> Finding:
