@@ -154,12 +154,12 @@ def build_parser() -> Parser:
             allow_abbrev=False,
         )
         command.set_defaults(run_command=function)
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
         return command
 
     train = add("train", train_command, "train a model; again: continue", ALL_SECTIONS)
     train.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
     train.add_argument("--run", type=Path, metavar="DIR", help="default: runs/PRESET or runs/FILE")
-    train.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
     prepare = add(
         "prepare",
@@ -172,25 +172,20 @@ def build_parser() -> Parser:
     prepare.add_argument(
         "--text-field", default="text", metavar="NAME", help="field with the text; default: text"
     )
-    prepare.add_argument("--json", action="store_true", help="print the summary as JSON")
 
     generate = add("generate", generate_command, "continue a prompt", ("generate",))
     generate.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
     generate.add_argument("--prompt", default="", metavar="TEXT")
-    generate.add_argument("--json", action="store_true", help="print text and figures as JSON")
 
     report = add("report", report_command, "write RUN/report.html")
     report.add_argument("source", type=Path, metavar="RUN")
-    report.add_argument("--json", action="store_true", help="print the path as JSON")
 
     verify = add("verify", verify_command, "check every hash of a run")
     verify.add_argument("source", type=Path, metavar="RUN")
-    verify.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     config = add("config", config_command, "print the resolved settings as TOML", ALL_SECTIONS)
     config.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
     config.add_argument("--list", action="store_true", help="list the presets")
-    config.add_argument("--json", action="store_true", help="print as JSON")
     return parser
 
 
