@@ -291,6 +291,12 @@ def test_prepare_refuses_settings_it_does_not_read(
     assert result.code == 2 and words in result.err
 
 
+def test_a_run_without_held_out_text_says_so(tmp_path: Path, config_file: Path, cli: Any) -> None:
+    flags = ["--run", tmp_path / "run", "--data.valid_fraction=0"]
+    result = cli("train", config_file, *flags)
+    assert result.code == 0 and "nothing held out: no validation" in result.err
+
+
 def test_prepare_takes_the_name_of_the_text_field(tmp_path: Path, cli: Any) -> None:
     source = tmp_path / "texts.jsonl"
     source.write_text(json.dumps({"content": "some text " * 50}) + "\n")

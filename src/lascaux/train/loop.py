@@ -98,14 +98,17 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
 
 
 def introduce(run: Run) -> None:
-    """Say in three lines what is about to happen."""
+    """Say in a few lines what is about to happen."""
     config, machine, data = run.config, run.machine, run.data
     parameters = format_count(count_parameters(config.model).total)
+    held_out = f"{data.tokens('valid'):,} held out"
+    if not data.tokens("valid"):
+        held_out = "nothing held out: no validation (more documents, or a larger valid_fraction)"
     peak = format_flops_per_second(machine.matmul_peak_flops_per_second)
     lines = [
         f"model    {parameters} parameters: {config.model.num_layers} layers, width "
         f"{config.model.d_model}, vocabulary {config.model.vocab_size:,}",
-        f"data     {data.tokens('train'):,} tokens to train on, {data.tokens('valid'):,} held out",
+        f"data     {data.tokens('train'):,} tokens to train on, {held_out}",
         f"machine  {machine.device_name}, {machine.threads} threads, {machine.precision}, measured "
         f"matrix-multiply peak {peak}",
     ]
