@@ -67,6 +67,7 @@ def test_the_readme_has_commands() -> None:
 def test_every_readme_command_is_understood(command: str) -> None:
     plain, flags = split_flags(shlex.split(command)[1:])
     options = build_parser().parse_args(plain)
+    assert callable(options.run_command)
     target = getattr(options, "target", None)
     if target is None or target in preset_names():
         load_config(target, flags)

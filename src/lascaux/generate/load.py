@@ -23,7 +23,6 @@ class LoadedModel:
     tokenizer: Tokenizer
     settings: GenerateConfig
     device: torch.device
-    step: int
 
 
 def load_for_generation(source: Path, flags: Sequence[str] = ()) -> LoadedModel:
@@ -51,7 +50,6 @@ def load_for_generation(source: Path, flags: Sequence[str] = ()) -> LoadedModel:
         tokenizer=tokenizer,
         settings=generate_settings(config, flags),
         device=device,
-        step=manifest.step,
     )
 
 

@@ -34,7 +34,6 @@ class StepResult:
 
     loss: float
     grad_norm: float
-    updated: bool
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -83,8 +82,8 @@ def train_step(
 ) -> StepResult:
     """Update the model once from the micro-batches of one batch.
 
-    `forward` is the model, or its compiled form. `updated` is False only where the fp16 scaler
-    skipped the update because gradients overflowed.
+    `forward` is the model, or its compiled form. Where gradients overflowed in fp16, the scaler
+    leaves the update out and lowers its scale.
     Raises: NonFiniteError before anything is changed.
     """
     num_targets = sum(int((batch.targets != NO_TARGET).sum()) for batch in microbatches)
@@ -109,7 +108,7 @@ def train_step(
     for optimizer in optimizers:
         scaler.step(optimizer)
     scaler.update()
-    return StepResult(loss_value, grad_norm, not overflowed)
+    return StepResult(loss_value, grad_norm)
 
 
 def describe_non_finite(model: nn.Module, loss: float, grad_norm: float) -> str:

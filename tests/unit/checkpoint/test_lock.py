@@ -54,8 +54,8 @@ def test_a_holder_that_has_not_written_yet_is_no_crash(tmp_path: Path, content: 
 def test_two_runs_have_two_locks(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    with RunLock(tmp_path / "a"), RunLock(tmp_path / "b"):
-        pass
+    with RunLock(tmp_path / "a") as first, RunLock(tmp_path / "b") as second:
+        assert first.path != second.path and first.path.exists() and second.path.exists()
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):
