@@ -31,6 +31,8 @@ batch_tokens = 256
 microbatch_seqs = 4
 seq_len = 32
 device = "cpu"
+precision = "fp32"
+threads = 1
 [optimizer]
 lr = 1e-2
 [schedule]

@@ -29,6 +29,7 @@ from lascaux.config.load import (
 )
 from lascaux.config.schema import Config, SourceConfig
 from lascaux.errors import ConfigError, LascauxError, TrainingStopped, suggest
+from lascaux.parallel.runtime import let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +53,7 @@ ALL_SECTIONS = [field.name for field in dataclasses.fields(Config)]
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command in `arguments` (default: the process's) and exit."""
     signal.signal(signal.SIGTERM, _interrupt)
+    let_waiting_threads_sleep()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -176,6 +178,16 @@ def build_parser() -> Parser:
     generate = add("generate", generate_command, "continue a prompt", ("generate",))
     generate.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
     generate.add_argument("--prompt", default="", metavar="TEXT")
+
+    bench = add(
+        "bench",
+        bench_command,
+        "measure speed on this machine and the fraction of its peak",
+        ("model", "train", "optimizer"),
+    )
+    bench.add_argument("what", nargs="?", choices=("train", "generate"), default="train")
+    bench.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
+    bench.add_argument("--rounds", type=int, default=9, metavar="N", help="default: 9")
 
     report = add("report", report_command, "write RUN/report.html")
     report.add_argument("source", type=Path, metavar="RUN")
@@ -311,6 +323,25 @@ def generate_command(options: argparse.Namespace, flags: list[str]) -> int:
         print_json(figures)
     else:
         print()
+    return 0
+
+
+def bench_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux bench`: speeds to stdout, progress to stderr."""
+    from lascaux.bench.describe import describe_generation, describe_training
+    from lascaux.bench.run import run_bench
+    from lascaux.bench.training import TrainingSpeed
+
+    if options.rounds < 1:
+        raise ConfigError(f"--rounds must be at least 1; got {options.rounds}")
+    config = load_config(options.target, flags)
+    speed = run_bench(options.what, config, options.rounds, stderr_console())
+    if options.json:
+        print_json(dataclasses.asdict(speed))
+    elif isinstance(speed, TrainingSpeed):
+        print(describe_training(speed))
+    else:
+        print(describe_generation(speed))
     return 0
 
 

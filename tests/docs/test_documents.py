@@ -45,15 +45,18 @@ def test_functions_stay_short() -> None:
     assert long == set()
 
 
-def test_environment_variables_are_read_nowhere_and_pickle_not_at_all() -> None:
+def test_environment_variables_are_read_in_one_place_and_pickle_nowhere() -> None:
     for path in SOURCES:
         text = path.read_text()
-        for word in ("os.environ", "getenv", "import pickle", "torch.load", "torch.save"):
+        for word in ("import pickle", "torch.load", "torch.save"):
             assert word not in text, f"{path}: {word}"
+        if not str(path).endswith("parallel/runtime.py"):
+            assert "os.environ" not in text and "getenv" not in text, path
 
 
 def test_the_model_knows_no_rank_and_prints_nothing() -> None:
-    for path in (ROOT / "src" / "lascaux" / "model").glob("*.py"):
+    package = ROOT / "src" / "lascaux"
+    for path in [*(package / "model").glob("*.py"), *(package / "kernels").glob("*.py")]:
         text = path.read_text()
         for word in ("distributed", "print(", "environ", ".cuda("):
             assert word not in text, f"{path}: {word}"

@@ -42,7 +42,7 @@ def test_a_mistyped_key_is_refused_before_anything_is_made(
         (["verify", "/nowhere"], "there is no run folder '/nowhere'"),
         (["report", "/nowhere"], "/nowhere"),
         (["report", "x", "--train.steps=3"], "`lascaux report` takes no settings"),
-        (["prepare", "/nowhere", "--out", "/tmp/x"], "source '/nowhere' does not exist"),
+        (["prepare", "/nowhere", "--out", "/nowhere/out"], "source '/nowhere' does not exist"),
     ],
 )
 def test_a_wrong_command_is_answered_in_one_message(

@@ -26,6 +26,8 @@ def test_the_curve_is_the_one_on_record(tmp_path: Path, corpus: Path, cli: Any) 
         "train.batch_tokens": 1024,
         "train.microbatch_seqs": 2,
         "train.device": "cpu",
+        "train.precision": "fp32",
+        "train.threads": 1,
         "schedule.warmup_steps": 5,
         "evaluate.every_steps": 10,
     }

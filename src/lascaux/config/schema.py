@@ -155,10 +155,14 @@ class TrainConfig:
     """tokens of one training sequence"""
     seed: int = 0
     """initial weights and the order of the data follow from it"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """dtype of the matrix products; weights and optimizer stay in fp32; fp16 needs a GPU"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """dtype the network computes in; weights and optimizer stay in fp32; auto: bf16 where the hardware is faster at it, else fp32; fp16 needs a GPU"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one"""
+    threads: int | None = None
+    """CPU threads; unset: OMP_NUM_THREADS, else one for each core this process may use"""
+    allocator: Literal["keep", "system"] = "keep"
+    """CPU memory freed in a step: keep it for the next one (needs glibc), or leave it to the C library"""
     recompute: Literal["none", "block"] = "none"
     """block: keep only each block's input and recompute the rest in the backward pass"""
     compile: bool = False

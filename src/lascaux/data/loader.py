@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -123,13 +123,21 @@ class SampleReader:
         return sequence
 
 
+class Samples(Protocol):
+    """Random access to samples by their index."""
+
+    def samples(self, start: int, count: int) -> Batch:
+        """Samples start to start + count - 1 as one batch."""
+        ...
+
+
 class Prefetcher:
     """Reads batches ahead in a background thread.
 
     `next_sample` is the first sample of the batch that `next` returns next: all there is to save.
     """
 
-    def __init__(self, reader: SampleReader, start: int, batch_seqs: int, depth: int = 2) -> None:
+    def __init__(self, reader: Samples, start: int, batch_seqs: int, depth: int = 2) -> None:
         self.next_sample = start
         self._batch_seqs = batch_seqs
         self._ready: deque[Batch | BaseException] = deque()
@@ -160,7 +168,7 @@ class Prefetcher:
             self._changed.notify_all()
         self._thread.join()
 
-    def _work(self, reader: SampleReader, start: int, depth: int) -> None:
+    def _work(self, reader: Samples, start: int, depth: int) -> None:
         while True:
             try:
                 result: Batch | BaseException = reader.samples(start, self._batch_seqs)

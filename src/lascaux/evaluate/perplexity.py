@@ -4,17 +4,14 @@ Shapes: B batch, T sequence.
 """
 
 import math
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lascaux.data.loader import NO_TARGET, Batch
-from lascaux.model.transformer import Transformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +28,25 @@ class Perplexity:
 
 @torch.inference_mode()
 def measure_perplexity(
-    model: Transformer,
+    forward: Callable[..., Tensor],
     batches: Iterable[Batch],
     byte_lengths: np.ndarray,
     device: torch.device,
-    precision: AbstractContextManager[object],
 ) -> Perplexity:
-    """Sum the losses of every target token, in fp64, and divide by tokens and by bytes.
+    """Sum the losses of every target token and divide by tokens and by bytes.
 
-    `byte_lengths` gives the bytes of text of each token id; end-of-text tokens are predicted and
-    cost nats but add no bytes.
+    `forward` is a network that gives the sum of losses of a batch. `byte_lengths` gives the bytes
+    of text of each token id; end-of-text tokens are predicted and cost nats but add no bytes.
     """
     nats, tokens, text_bytes = 0.0, 0, 0
     for batch in batches:
-        with precision:
-            logits = model(
-                torch.as_tensor(batch.tokens, device=device),
-                positions=_optional(batch.positions, device),
-                document_ids=_optional(batch.document_ids, device),
-            )
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(),
-            torch.as_tensor(batch.targets, device=device).flatten(),
-            ignore_index=NO_TARGET,
-            reduction="none",
+        loss = forward(
+            torch.as_tensor(batch.tokens, device=device),
+            torch.as_tensor(batch.targets, device=device),
+            positions=_optional(batch.positions, device),
+            document_ids=_optional(batch.document_ids, device),
         )
-        nats += losses.double().sum().item()
+        nats += loss.item()
         targets = batch.targets[batch.targets != NO_TARGET]
         tokens += targets.size
         text_bytes += int(byte_lengths[targets].sum())

@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lascaux.config.schema import ModelConfig
+from lascaux.kernels.attention import attention
 from lascaux.model.positions import RotaryLayout, Rotation, alibi_slopes, rotate
 
 
@@ -73,14 +73,7 @@ class Attention(nn.Module):
             k = rotate(k, angles, self.rotary_width, self.rotary_layout)
         if cache is not None:
             k, v = cache.append(k, v)
-        z = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype),
-            is_causal=mask is None and q.shape[2] > 1,
-            enable_gqa=k.shape[1] != q.shape[1],
-        )
+        z = attention(q, k, v, mask)
         return self.o(z.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lascaux.config.schema import ModelConfig
+from lascaux.kernels.activation import gelu_tanh
+from lascaux.kernels.cross_entropy import linear_cross_entropy
 from lascaux.model.attention import Attention, LayerCache, attention_mask
 from lascaux.model.positions import Rotation, rotation
 
@@ -45,7 +47,7 @@ class FeedForward(nn.Module):
             case "gelu":
                 h = F.gelu(self.up(x))
             case "gelu_tanh":
-                h = F.gelu(self.up(x), approximate="tanh")
+                h = gelu_tanh(self.up(x))
             case "relu":
                 h = F.relu(self.up(x))
             case "relu_squared":  # Primer, So et al. 2021
@@ -109,20 +111,23 @@ class Transformer(nn.Module):
     def forward(
         self,
         tokens: Int[Tensor, "B T"],
+        targets: Int[Tensor, "B T"] | None = None,
         *,
         positions: Int[Tensor, "B T"] | None = None,
         document_ids: Int[Tensor, "B T"] | None = None,
         cache: Sequence[LayerCache] | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """Logits of the token after each position.
+    ) -> Float[Tensor, "B T V"] | Float[Tensor, ""]:
+        """Logits of the token after each position; with `targets` the sum of their losses instead.
 
-        Positions count from the start of the sequence, or from what the cache holds, unless they
-        are given. With `document_ids` attention stays inside a document. The cache, one entry for
-        each layer, is extended by these tokens.
+        The sum is in nats, and targets of -100 count nothing. Positions count from the start of the
+        sequence, or from what the cache holds, unless they are given. With `document_ids` attention
+        stays inside a document. The cache, one entry for each layer, is extended by these tokens.
         """
-        return self.unembed(
-            self.residual(tokens, positions=positions, document_ids=document_ids, cache=cache)
-        )
+        x = self.residual(tokens, positions=positions, document_ids=document_ids, cache=cache)
+        if targets is None:
+            return self.unembed(x)
+        h = self.final_norm(x)
+        return linear_cross_entropy(h.flatten(0, 1), *self.head_parameters(), targets.flatten())
 
     def residual(
         self,
@@ -152,7 +157,10 @@ class Transformer(nn.Module):
 
     def unembed(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
         """Final norm and output head."""
-        h = self.final_norm(x)
-        if not self.config.tie_embeddings:
-            return self.head(h)
-        return F.linear(h, self.embed.weight, getattr(self, "head_bias", None))
+        return F.linear(self.final_norm(x), *self.head_parameters())
+
+    def head_parameters(self) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"] | None]:
+        """Weight and bias of the output head, which may be the token embedding."""
+        if self.config.tie_embeddings:
+            return self.embed.weight, getattr(self, "head_bias", None)
+        return self.head.weight, self.head.bias

@@ -24,22 +24,23 @@ from lascaux.generate.engine import generate_text
 from lascaux.model.accounting import count_parameters, flops_per_token
 from lascaux.optim.optimizer import set_lr
 from lascaux.optim.schedule import lr_fraction
-from lascaux.train.machine import choose_device, reuse_freed_memory
+from lascaux.train.machine import choose_precision, describe_choices, prepare_device
 from lascaux.train.prepare_data import open_data
 from lascaux.train.progress import TrainingProgress
 from lascaux.train.run_folder import (
     StepLog,
     append_event,
     read_records,
+    saved_config,
     settle_config,
     write_config,
     write_environment,
 )
 from lascaux.train.signals import StopRequest
 from lascaux.train.state import Run, build_run, check_memory, restore, save
-from lascaux.train.step import NonFiniteError, precision_context, split_batch, train_step
+from lascaux.train.step import NonFiniteError, split_batch, train_step
 from lascaux.train.tracking import make_tracker
-from lascaux.units import format_count, format_flops_per_second
+from lascaux.units import format_count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +73,10 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
                 f"cannot make the run folder {folder}: {error.strerror}"
             ) from error
         stack.enter_context(RunLock(folder))
-        changes = settle_config(folder, config)
-        device = choose_device(config.train)
+        device = prepare_device(config.train)
         check_memory(config, device)
-        if device.type == "cpu":
-            reuse_freed_memory()
+        config = settle_precision(folder, config, device)
+        changes = settle_config(folder, config)
         data = open_data(config, folder, console)
         data.tokenizer.save(folder / "tokenizer.json")
         run = build_run(config, folder, console, device, data)
@@ -97,6 +97,17 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
         return summarise(run)
 
 
+def settle_precision(folder: Path, config: Config, device: torch.device) -> Config:
+    """The config with a precision in place of auto: that of the run so far, else the machine's."""
+    if config.train.precision != "auto":
+        return config
+    if (folder / "config.toml").exists():
+        precision = saved_config(folder).train.precision
+    else:
+        precision = choose_precision(device)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+
+
 def introduce(run: Run) -> None:
     """Say in a few lines what is about to happen."""
     config, machine, data = run.config, run.machine, run.data
@@ -104,13 +115,11 @@ def introduce(run: Run) -> None:
     held_out = f"{data.tokens('valid'):,} held out"
     if not data.tokens("valid"):
         held_out = "nothing held out: no validation (more documents, or a larger valid_fraction)"
-    peak = format_flops_per_second(machine.matmul_peak_flops_per_second)
     lines = [
         f"model    {parameters} parameters: {config.model.num_layers} layers, width "
         f"{config.model.d_model}, vocabulary {config.model.vocab_size:,}",
         f"data     {data.tokens('train'):,} tokens to train on, {held_out}",
-        f"machine  {machine.device_name}, {machine.threads} threads, {machine.precision}, measured "
-        f"matrix-multiply peak {peak}",
+        f"machine  {describe_choices(machine)}",
     ]
     if run.step >= run.num_steps:
         lines.append(f"run      {run.folder} has finished all {run.num_steps:,} steps")
@@ -127,7 +136,6 @@ def train_steps(run: Run) -> None:
     """Every remaining step: batch, update, now and then validation, samples and a checkpoint."""
     config, train_config = run.config, run.config.train
     batch_seqs = train_config.batch_tokens // train_config.seq_len
-    forward = torch.compile(run.model) if train_config.compile else run.model
     with ExitStack() as stack:
         metrics = StepLog(run.folder / "metrics.jsonl", run.step)
         stack.callback(metrics.close)
@@ -147,12 +155,10 @@ def train_steps(run: Run) -> None:
             batch = prefetcher.next()
             try:
                 result = train_step(
-                    run.model,
-                    forward,
+                    run.working,
                     run.optimizers,
                     split_batch(batch, train_config.microbatch_seqs),
                     device=run.device,
-                    precision=train_config.precision,
                     grad_clip=config.optimizer.grad_clip,
                     scaler=run.scaler,
                 )
@@ -247,8 +253,9 @@ def validate(run: Run, max_tokens: int | None) -> Perplexity:
         max_tokens,
         run.config.data.document_boundaries,
     )
-    precision = precision_context(run.device, train_config.precision)
-    return measure_perplexity(run.model, batches, run.tokenizer.byte_lengths, run.device, precision)
+    run.working.refresh()
+    network = run.working.network
+    return measure_perplexity(network, batches, run.tokenizer.byte_lengths, run.device)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -35,6 +35,8 @@ FREE = (
     "generate.",
     "train.tracking",
     "train.device",
+    "train.threads",
+    "train.allocator",
     "train.recompute",
     "train.compile",
 )

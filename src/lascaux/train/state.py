@@ -24,9 +24,9 @@ from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import build_optimizers, load_state_tensors, state_tensors
 from lascaux.train.machine import Machine, describe_machine, memory_bytes
+from lascaux.train.precision import WorkingCopy
 from lascaux.train.progress import TrainingProgress
 from lascaux.train.run_folder import StepLog, append_event
-from lascaux.train.step import recompute_blocks
 from lascaux.units import format_bytes, format_count
 
 FAILED_SAVES_IN_A_ROW = 3
@@ -46,6 +46,7 @@ class Run:
     data: PreparedData
     reader: SampleReader
     model: Transformer
+    working: WorkingCopy
     optimizers: Sequence[Optimizer]
     scaler: torch.amp.GradScaler
     step: int = 0
@@ -78,18 +79,17 @@ def build_run(
     with device:
         model = Transformer(config.model)
     initialise(model, config.train.seed)
-    if config.train.recompute == "block":
-        recompute_blocks(model)
     return Run(
         folder=folder,
         config=config,
         console=console,
         device=device,
-        machine=describe_machine(device, config.train.precision),
+        machine=describe_machine(device, config.train),
         tokenizer=data.tokenizer,
         data=data,
         reader=reader,
         model=model,
+        working=WorkingCopy(model, config.train),
         optimizers=build_optimizers(model, config.optimizer),
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
     )

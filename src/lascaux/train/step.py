@@ -7,21 +7,16 @@ Shapes: B batch, T sequence.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.utils.checkpoint import checkpoint
 
 from lascaux.data.loader import NO_TARGET, Batch
 from lascaux.errors import LascauxError
-from lascaux.model.transformer import Transformer
-from lascaux.train.machine import DTYPES
+from lascaux.train.precision import WorkingCopy
 
 
 class NonFiniteError(LascauxError):
@@ -36,31 +31,17 @@ class StepResult:
     grad_norm: float
 
 
-def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Autocast to `precision`; nothing for fp32."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[precision])
-
-
-def recompute_blocks(model: Transformer) -> None:
-    """Keep only each block's input for the backward pass; a cache-free forward pass alone."""
-    for block in model.blocks.values():
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+def ignore_lap(part: str) -> None:
+    """Nobody is timing."""
 
 
 def loss_sum(forward: Callable[..., Tensor], batch: Batch, device: torch.device) -> Tensor:
     """Sum of the token losses of one micro-batch, nats, in fp32."""
-    logits = forward(
+    return forward(
         to_device(batch.tokens, device),
+        to_device(batch.targets, device),
         positions=None if batch.positions is None else to_device(batch.positions, device),
         document_ids=None if batch.document_ids is None else to_device(batch.document_ids, device),
-    )
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(),
-        to_device(batch.targets, device).flatten(),
-        ignore_index=NO_TARGET,
-        reduction="sum",
     )
 
 
@@ -70,36 +51,41 @@ def to_device(array: object, device: torch.device) -> Tensor:
 
 
 def train_step(
-    model: nn.Module,
-    forward: Callable[..., Tensor],
+    working: WorkingCopy,
     optimizers: Sequence[Optimizer],
     microbatches: Sequence[Batch],
     *,
     device: torch.device,
-    precision: str,
     grad_clip: float | None,
     scaler: torch.amp.GradScaler,
+    lap: Callable[[str], None] = ignore_lap,
 ) -> StepResult:
     """Update the model once from the micro-batches of one batch.
 
-    `forward` is the model, or its compiled form. Where gradients overflowed in fp16, the scaler
-    leaves the update out and lowers its scale.
+    Where gradients overflowed in fp16, the scaler leaves the update out and lowers its scale. `lap`
+    is called at the end of each part with its name: copy, forward, backward, optimizer.
     Raises: NonFiniteError before anything is changed.
     """
+    model = working.model
     num_targets = sum(int((batch.targets != NO_TARGET).sum()) for batch in microbatches)
-    total = torch.zeros((), device=device)
+    losses: list[Tensor] = []
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
+    working.refresh()
+    lap("copy")
     for batch in microbatches:
-        with precision_context(device, precision):
-            loss = loss_sum(forward, batch, device) / max(1, num_targets)
+        loss = loss_sum(working.forward, batch, device) / max(1, num_targets)
+        losses.append(loss.detach())
+        lap("forward")
         scaler.scale(loss).backward()
-        total += loss.detach()
+        lap("backward")
+        working.collect_gradients()
+        lap("copy")
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = get_total_norm(gradients)
-    loss_value, grad_norm = total.item(), norm.item()
+    loss_value, grad_norm = torch.stack(losses).sum().item(), norm.item()
     overflowed = scaler.is_enabled() and not math.isfinite(grad_norm)
     if not math.isfinite(loss_value) or not (math.isfinite(grad_norm) or overflowed):
         raise NonFiniteError(describe_non_finite(model, loss_value, grad_norm))
@@ -108,6 +94,7 @@ def train_step(
     for optimizer in optimizers:
         scaler.step(optimizer)
     scaler.update()
+    lap("optimizer")
     return StepResult(loss_value, grad_norm)
 
 

@@ -1,0 +1,123 @@
+"""softmax(q kᵀ / √K + mask) v, computed the fastest way known here for the tensors at hand.
+
+On a CPU torch's fused attention takes several times as long as the matrix products in it
+(docs/performance.md). `BlockedAttention` is those products: blocks of queries that leave out the
+keys after them, in pieces that stay in the cache. It keeps the probabilities for the backward pass,
+half of T squared for each head, so longer sequences use torch's kernel, as do other devices.
+Shapes: B batch, T queries, S keys (T and what a cache holds), H heads, G kv heads, R = H / G,
+K head width, Q queries of a block.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK_QUERIES = 128
+PIECE_ELEMENTS = 2**21
+LONGEST_BLOCKED = 2048
+
+
+def attention(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G S K"],
+    v: Float[Tensor, "B G S K"],
+    mask: Bool[Tensor, "#B #H T S"] | Float[Tensor, "#B #H T S"] | None,
+) -> Float[Tensor, "B H T K"]:
+    """Attention of every query to the keys it may see, never one after itself.
+
+    A boolean mask is true where a query sees a key, any other is added to the scores; None means
+    plainly causal. The last query stands at the last key.
+    """
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    blocked = q.device.type == "cpu" and 1 < num_queries == num_keys <= LONGEST_BLOCKED
+    if blocked and not torch.compiler.is_compiling():
+        return BlockedAttention.apply(q, k, v, mask)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None and num_queries > 1,
+        enable_gqa=k.shape[1] != q.shape[1],
+    )
+
+
+class BlockedAttention(torch.autograd.Function):
+    """Attention as matrix products that skip most of the hidden half.
+
+    Probabilities are normalised in fp32 and kept in the dtype of the inputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """The output; for the backward pass the probabilities of each block."""
+        (B, H, T, K), G = q.shape, k.shape[1]
+        grouped = (B, G, H // G, T, K)
+        scaled = torch.mul(q, 1 / math.sqrt(K), out=q.new_empty(q.shape)).view(grouped)
+        k, v = k.contiguous(), v.contiguous()
+        future = q.new_full((T, T), float("-inf")).triu_(1) if mask is None else None
+        out = _by_token(q)
+        probabilities: list[Tensor] = []
+        for seqs, rows, keys in _blocks(B, H, T):
+            scores = torch.bmm(_queries(scaled, seqs, rows), k[seqs, :, keys].flatten(0, 1).mT)
+            by_head = scores.view(-1, H, rows.stop - rows.start, rows.stop)
+            if future is not None:  # only the block's own keys can lie after a query
+                by_head[..., rows] += future[rows, rows]
+            elif mask is not None:
+                visible = mask[seqs if len(mask) > 1 else slice(None), :, rows, keys]
+                if visible.dtype == torch.bool:
+                    by_head.masked_fill_(~visible, float("-inf"))
+                else:
+                    by_head += visible
+            p = torch.softmax(scores, dim=-1, out=scores)
+            block = out[seqs, :, rows]
+            block.copy_(torch.bmm(p, v[seqs, :, keys].flatten(0, 1)).view(block.shape))
+            probabilities.append(p)
+        ctx.save_for_backward(scaled, k, v, *probabilities)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        """Gradients of q, k and v; with softmax rows p, ds = p (dp - Σ p dp)."""
+        scaled, k, v, *probabilities = ctx.saved_tensors
+        B, H, T, K = grad.shape
+        dout = grad.contiguous().view(scaled.shape)
+        dq, dk, dv = _by_token(grad), torch.zeros_like(k), torch.zeros_like(v)
+        for (seqs, rows, keys), p in zip(_blocks(B, H, T), probabilities, strict=True):
+            block_dout = _queries(dout, seqs, rows)
+            dp = torch.bmm(block_dout, v[seqs, :, keys].flatten(0, 1).mT)
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
+            block = dq[seqs, :, rows]
+            block.copy_(torch.bmm(ds, k[seqs, :, keys].flatten(0, 1)).view(block.shape))
+            dk[seqs, :, keys].flatten(0, 1).add_(torch.bmm(ds.mT, _queries(scaled, seqs, rows)))
+            dv[seqs, :, keys].flatten(0, 1).add_(torch.bmm(p.mT, block_dout))
+        return dq.mul_(1 / math.sqrt(K)), dk, dv, None
+
+
+def _by_token(like: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T K"]:
+    """Room for a result that lies in memory as (B, T, H, K): joining the heads copies nothing."""
+    B, H, T, K = like.shape
+    return like.new_empty(B, T, H, K).transpose(1, 2)
+
+
+def _blocks(
+    num_seqs: int, num_heads: int, num_queries: int
+) -> Iterator[tuple[slice, slice, slice]]:
+    """(sequences, queries, keys) of each block; its keys end with its last query."""
+    seqs = max(1, PIECE_ELEMENTS // (num_heads * BLOCK_QUERIES * num_queries))
+    for first in range(0, num_seqs, seqs):
+        for start in range(0, num_queries, BLOCK_QUERIES):
+            stop = min(start + BLOCK_QUERIES, num_queries)
+            yield slice(first, min(first + seqs, num_seqs)), slice(start, stop), slice(0, stop)
+
+
+def _queries(x: Float[Tensor, "B G R T K"], seqs: slice, rows: slice) -> Tensor:
+    """The block's rows, the query heads of one kv head below each other: (B·G, R·Q, K)."""
+    return x[seqs, :, :, rows].flatten(2, 3).flatten(0, 1)
