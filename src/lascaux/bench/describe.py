@@ -1,0 +1,68 @@
+"""What `lascaux bench` found, as a person reads it."""
+
+from lascaux.bench.generation import GenerationSpeed
+from lascaux.bench.peaks import Peaks
+from lascaux.bench.training import TrainingSpeed
+from lascaux.units import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_flops_per_second,
+    format_percent,
+    format_rate,
+)
+
+
+def describe_training(speed: TrainingSpeed) -> str:
+    """The step, its fraction of the peak and its parts."""
+    lines = [
+        *describe_peaks(speed.peaks),
+        f"model      {format_count(speed.parameters)} parameters, {speed.batch_tokens:,} tokens a "
+        f"step, {speed.precision}",
+        f"step       {format_duration(speed.median_step_seconds)} "
+        f"({describe_range(speed.step_seconds)}; "
+        f"the first {format_duration(speed.first_step_seconds)})",
+        f"speed      {format_rate(speed.tokens_per_second, 'tokens')}, "
+        f"MFU {format_percent(speed.mfu)} of the {speed.precision} peak measured beside each step "
+        "(6N + 12LdT FLOPs per token)",
+        f"memory     {format_bytes(speed.peak_memory_bytes)} at most",
+    ]
+    for name, seconds in speed.part_seconds.items():
+        share = format_percent(seconds / speed.median_step_seconds)
+        lines.append(f"  {name:<9}{format_duration(seconds):>8}  {share:>7}")
+    return "\n".join(lines)
+
+
+def describe_generation(speed: GenerationSpeed) -> str:
+    """Prompt and new tokens, and the fraction of the bandwidth."""
+    decode = format_rate(speed.median_decode_tokens_per_second, "tokens")
+    rates = speed.decode_tokens_per_second
+    lines = [
+        *describe_peaks(speed.peaks),
+        f"model      {format_count(speed.parameters)} parameters, fp32, one sequence",
+        f"prompt     {speed.prompt_tokens:,} tokens at "
+        f"{format_rate(speed.prompt_tokens_per_second, 'tokens')}",
+        f"decode     {decode} ({min(rates):,.1f} to {max(rates):,.1f} in {len(rates)} rounds)",
+        f"           {format_bytes(speed.bytes_per_token)} read for each: "
+        f"{format_percent(speed.fraction_of_bandwidth)} of the memory bandwidth",
+    ]
+    return "\n".join(lines)
+
+
+def describe_peaks(peaks: Peaks) -> list[str]:
+    """The machine's own limits, as measured between the rounds."""
+    products = " · ".join(
+        f"{precision} {format_flops_per_second(flops)}"
+        for precision, flops in peaks.matmul_flops_per_second.items()
+    )
+    bandwidth = format_bytes(peaks.bandwidth_bytes_per_second)
+    return [
+        f"products   {products} (best square matrix product)",
+        f"bandwidth  {bandwidth}/s (copy, read and written)",
+    ]
+
+
+def describe_range(seconds: list[float]) -> str:
+    """Spread of the counted rounds."""
+    low, high = format_duration(min(seconds)), format_duration(max(seconds))
+    return f"{low} to {high} in {len(seconds)} rounds"
