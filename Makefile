@@ -26,6 +26,10 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/peers.py --shape small
+	$(BIN)/python benchmarks/peers.py --shape large --rounds 3
+	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/scaling.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

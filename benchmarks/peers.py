@@ -56,6 +56,7 @@ class Shape:
     vocab_size: int
     microbatch_seqs: int
     """what Lascaux cuts the batch into; the peers take it whole"""
+
     @property
     def batch_tokens(self) -> int:
         return self.batch_seqs * self.seq_len
@@ -272,6 +273,7 @@ def peak_resident_bytes() -> int:
 @dataclass
 class Measured:
     """What one process did, step by step; the first steps warm up."""
+
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     matmul_peaks: list[float] = field(default_factory=list)

@@ -105,7 +105,7 @@ def bench_training(
         model = Transformer(config.model)
     initialise(model, train.seed)
     working = WorkingCopy(model, train)
-    optimizers = build_optimizers(model, config.optimizer)
+    optimizers = build_optimizers(model, config.optimizer, train.precision)
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
     batch_seqs = train.batch_tokens // train.seq_len
     reader = RandomTokens(config.model.vocab_size, train.seq_len)

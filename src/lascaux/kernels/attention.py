@@ -62,15 +62,16 @@ class BlockedAttention(torch.autograd.Function):
         grouped = (B, G, H // G, T, K)
         scaled = torch.mul(q, 1 / math.sqrt(K), out=q.new_empty(q.shape)).view(grouped)
         k, v = k.contiguous(), v.contiguous()
-        future = q.new_full((T, T), float("-inf")).triu_(1) if mask is None else None
+        future = q.new_full((BLOCK_QUERIES, BLOCK_QUERIES), float("-inf")).triu_(1)
         out = _by_token(q)
         probabilities: list[Tensor] = []
         for seqs, rows, keys in _blocks(B, H, T):
             scores = torch.bmm(_queries(scaled, seqs, rows), k[seqs, :, keys].flatten(0, 1).mT)
-            by_head = scores.view(-1, H, rows.stop - rows.start, rows.stop)
-            if future is not None:  # only the block's own keys can lie after a query
-                by_head[..., rows] += future[rows, rows]
-            elif mask is not None:
+            size = rows.stop - rows.start
+            by_head = scores.view(-1, H, size, rows.stop)
+            if mask is None:  # only the block's own keys can lie after a query
+                by_head[..., rows] += future[:size, :size]
+            else:
                 visible = mask[seqs if len(mask) > 1 else slice(None), :, rows, keys]
                 if visible.dtype == torch.bool:
                     by_head.masked_fill_(~visible, float("-inf"))

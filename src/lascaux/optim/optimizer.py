@@ -25,11 +25,15 @@ STATE_KEYS: dict[type[Optimizer], tuple[str, ...]] = {
 }
 
 
-def build_optimizers(model: Transformer, config: OptimizerConfig) -> list[Optimizer]:
+def build_optimizers(
+    model: Transformer, config: OptimizerConfig, precision: str = "fp32"
+) -> list[Optimizer]:
     """The optimizers that together own every parameter once; Muon comes first where it is used.
 
-    Muon takes the two-dimensional weights inside blocks.
+    Muon takes the two-dimensional weights inside blocks, and orthogonalises in bf16 where the
+    network computes in it, as on every GPU.
     """
+    in_bf16 = precision == "bf16" or model.embed.weight.is_cuda
     named = dict(model.named_parameters())
     embeddings = [p for n, p in named.items() if n in EMBEDDINGS]
     if config.name == "adamw":
@@ -45,7 +49,7 @@ def build_optimizers(model: Transformer, config: OptimizerConfig) -> list[Optimi
         weight_decay=config.weight_decay,
         momentum=DEFAULT_MUON_MOMENTUM if config.muon_momentum is None else config.muon_momentum,
         newton_schulz_steps=config.muon_newton_schulz_steps or DEFAULT_NEWTON_SCHULZ_STEPS,
-        compute_dtype=torch.bfloat16 if model.embed.weight.is_cuda else torch.float32,
+        compute_dtype=torch.bfloat16 if in_bf16 else torch.float32,
     )
     _remember_peak_lr(muon)
     lr = config.adamw_lr or config.lr

@@ -75,7 +75,7 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
         stack.enter_context(RunLock(folder))
         device = prepare_device(config.train)
         check_memory(config, device)
-        config = settle_precision(folder, config, device)
+        config = settle_precision(folder, config, device, console)
         changes = settle_config(folder, config)
         data = open_data(config, folder, console)
         data.tokenizer.save(folder / "tokenizer.json")
@@ -97,15 +97,21 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
         return summarise(run)
 
 
-def settle_precision(folder: Path, config: Config, device: torch.device) -> Config:
+def settle_precision(
+    folder: Path, config: Config, device: torch.device, console: Console
+) -> Config:
     """The config with a precision in place of auto: that of the run so far, else the machine's."""
-    if config.train.precision != "auto":
+    wanted = config.train.precision
+    if wanted == "bf16" and device.type == "cpu" and choose_precision(device) != wanted:
+        console.print("bf16 is no faster than fp32 on this processor; try --train.precision=auto")
+    if wanted != "auto":
         return config
     if (folder / "config.toml").exists():
         precision = saved_config(folder).train.precision
     else:
         precision = choose_precision(device)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+    train_config = dataclasses.replace(config.train, precision=precision)
+    return dataclasses.replace(config, train=train_config)
 
 
 def introduce(run: Run) -> None:

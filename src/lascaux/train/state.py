@@ -90,7 +90,7 @@ def build_run(
         reader=reader,
         model=model,
         working=WorkingCopy(model, config.train),
-        optimizers=build_optimizers(model, config.optimizer),
+        optimizers=build_optimizers(model, config.optimizer, config.train.precision),
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
     )
 

@@ -1,0 +1,76 @@
+"""`lascaux bench`: figures that fit together, and messages for what cannot be measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lascaux.config.load import load_config
+from lascaux.model.accounting import active_matmul_parameters, flops_per_token
+
+
+def test_the_figures_of_a_training_step_fit_together(config_file: Path, cli: Any) -> None:
+    result = cli("bench", "train", config_file, "--rounds", "3", "--json")
+    assert result.code == 0, result.err
+    speed = json.loads(result.out)
+    config = load_config(str(config_file))
+    steps, median = speed["step_seconds"], speed["median_step_seconds"]
+    assert len(steps) == 3 and median == sorted(steps)[1]
+    assert speed["tokens_per_second"] == pytest.approx(config.train.batch_tokens / median)
+    work = flops_per_token(config.model, config.train.seq_len)
+    assert speed["flops_per_token"] == work
+    peak = speed["peaks"]["matmul_flops_per_second"]["fp32"]
+    # measured beside each step, so at least what the best measurement gives for the slowest step
+    assert speed["mfu"] >= work * config.train.batch_tokens / max(steps) / peak
+    assert set(speed["part_seconds"]) == {
+        "forward",
+        "backward",
+        "optimizer",
+        "copy",
+        "data",
+        "other",
+    }
+    assert sum(speed["part_seconds"].values()) < 2 * max(steps)
+    assert all(seconds >= 0 for seconds in speed["part_seconds"].values())
+    assert speed["peak_memory_bytes"] > 2**20
+    assert "Traceback" not in result.err
+
+
+def test_the_figures_of_generation_fit_together(config_file: Path, cli: Any) -> None:
+    result = cli("bench", "generate", config_file, "--rounds", "2", "--json")
+    assert result.code == 0, result.err
+    speed = json.loads(result.out)
+    config = load_config(str(config_file))
+    assert len(speed["decode_tokens_per_second"]) == 2
+    weights = 4 * active_matmul_parameters(config.model)
+    assert speed["bytes_per_token"] > weights
+    bandwidth = speed["peaks"]["bandwidth_bytes_per_second"]
+    moved = speed["median_decode_tokens_per_second"] * speed["bytes_per_token"]
+    assert speed["fraction_of_bandwidth"] == pytest.approx(moved / bandwidth)
+
+
+def test_both_are_told_in_words(config_file: Path, cli: Any) -> None:
+    train = cli("bench", "train", config_file, "--rounds", "1").out
+    for word in ("tokens/s", "MFU", "6N + 12LdT", "forward", "backward", "GFLOP/s", "copy"):
+        assert word in train
+    generate = cli("bench", "generate", config_file, "--rounds", "1").out
+    for word in ("prompt", "decode", "of the memory bandwidth"):
+        assert word in generate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "trian"], "invalid choice: 'trian'"),
+        (["bench", "train", "tinny"], "did you mean 'tiny'?"),
+        (["bench", "train", "--rounds", "0"], "--rounds must be at least 1; got 0"),
+        (["bench", "train", "--train.threads=0"], "'train.threads' must be above 0; got 0"),
+        (["bench", "train", "gpt3-175b", "--train.device=cpu"], "choose a smaller preset"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_message(
+    cli: Any, arguments: list[str], words: str
+) -> None:
+    result = cli(*arguments)
+    assert result.code == 2 and words in result.err and result.out == ""
