@@ -17,6 +17,7 @@ from lascaux.train.machine import (
     cpu_quota,
     describe_choices,
     describe_machine,
+    measure_matmul_peak,
     prepare_device,
     usable_cores,
 )
@@ -107,22 +108,37 @@ def test_bf16_where_it_is_slow_is_trained_but_not_in_silence(
 ) -> None:
     monkeypatch.setattr("lascaux.train.loop.choose_precision", lambda device: "fp32")
     result = cli("train", config_file, "--run", tmp_path / "run", "--train.precision=bf16")
-    assert result.code == 0 and "bf16 is no faster than fp32" in result.err
+    assert result.code == 0 and "bf16 gains little or nothing" in result.err
+
+
+def test_the_peak_is_the_best_of_both_sizes_unless_the_first_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = iter([0.01, 0.05, 0.2])
+    monkeypatch.setattr(machine, "fastest", lambda work, device, deadline: next(answers))
+    assert measure_matmul_peak(CPU, torch.float32) == 2 * 2048**3 / 0.05
+    assert measure_matmul_peak(CPU, torch.float32) == 2 * 1024**3 / 0.2
+    assert next(answers, None) is None
 
 
 def test_waiting_threads_sleep_unless_the_user_decided(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "active"})
     let_waiting_threads_sleep()
-    assert "GOMP_SPINCOUNT" not in os.environ
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert os.environ == {"OMP_WAIT_POLICY": "active"}
+    monkeypatch.setattr(os, "environ", {})
     let_waiting_threads_sleep()
-    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    assert os.environ == {"GOMP_SPINCOUNT": "1000"}
 
 
-def test_the_environment_is_set_before_torch_is_imported() -> None:
-    code = (
-        "import sys, lascaux.parallel.runtime as r; r.let_waiting_threads_sleep();"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_the_command_line_sets_the_environment_before_torch_is_imported() -> None:
+    code = """
+import sys
+import lascaux.cli as cli
+def check():
+    assert "torch" not in sys.modules
+    print("called in time")
+cli.let_waiting_threads_sleep = check
+cli.main(["bench", "generate", "--rounds", "0"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "called in time\n" and done.returncode == 2

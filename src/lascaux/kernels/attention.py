@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 BLOCK_QUERIES = 128
@@ -85,20 +86,28 @@ class BlockedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
         """Gradients of q, k and v; with softmax rows p, ds = p (dp - Σ p dp)."""
         scaled, k, v, *probabilities = ctx.saved_tensors
         B, H, T, K = grad.shape
         dout = grad.contiguous().view(scaled.shape)
-        dq, dk, dv = _by_token(grad), torch.zeros_like(k), torch.zeros_like(v)
-        for (seqs, rows, keys), p in zip(_blocks(B, H, T), probabilities, strict=True):
+        dq, dk, dv = _by_token(grad), _by_token(k), _by_token(v)
+        blocks = list(zip(_blocks(B, H, T), probabilities, strict=True))
+        for (seqs, rows, keys), p in reversed(blocks):  # a sequence's last block has all its keys
             block_dout = _queries(dout, seqs, rows)
-            dp = torch.bmm(block_dout, v[seqs, :, keys].flatten(0, 1).mT)
-            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
+            ds = torch.bmm(block_dout, v[seqs, :, keys].flatten(0, 1).mT)
+            torch.ops.aten._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)
             block = dq[seqs, :, rows]
             block.copy_(torch.bmm(ds, k[seqs, :, keys].flatten(0, 1)).view(block.shape))
-            dk[seqs, :, keys].flatten(0, 1).add_(torch.bmm(ds.mT, _queries(scaled, seqs, rows)))
-            dv[seqs, :, keys].flatten(0, 1).add_(torch.bmm(p.mT, block_dout))
+            for total, part in (
+                (dk[seqs, :, keys], torch.bmm(ds.mT, _queries(scaled, seqs, rows))),
+                (dv[seqs, :, keys], torch.bmm(p.mT, block_dout)),
+            ):
+                if rows.stop == T:
+                    total.copy_(part.view(total.shape))
+                else:
+                    total.add_(part.view(total.shape))
         return dq.mul_(1 / math.sqrt(K)), dk, dv, None
 
 

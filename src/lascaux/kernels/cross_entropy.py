@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_LOGITS = 2**27  # 256 MiB in bf16
 SLICE_LOGITS = 2**20  # 4 MiB in fp32: what the cores keep in their caches
@@ -52,7 +53,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             logits = torch.nn.functional.linear(h[rows], weight, bias)
             size = SLICE_LOGITS // len(weight) if h.device.type == "cpu" else len(logits)
             for part in _slices(len(logits), size):
-                loss += _to_gradient(logits[part], targets[rows][part], wide)
+                loss += _loss_sum(logits[part], targets[rows][part], wide, with_gradients)
             if dh is None:
                 continue
             torch.mm(logits, weight, out=dh[rows])
@@ -65,6 +66,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """The kept gradients times that of the sum."""
         return (
@@ -74,15 +76,16 @@ class LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _to_gradient(logits: Tensor, targets: Tensor, wide: torch.dtype) -> Tensor:
-    """Turn logits, in place, into the gradient of the sum of their losses; return that sum."""
+def _loss_sum(logits: Tensor, targets: Tensor, wide: torch.dtype, to_gradient: bool) -> Tensor:
+    """Sum of the losses; `to_gradient` turns the logits, in place, into its gradient."""
     counts = targets != NO_TARGET
-    index = targets.clamp(min=0)[:, None]
+    index = targets.where(counts, 0)[:, None]
     log_p = torch.log_softmax(logits, dim=-1, dtype=wide)
     loss = -log_p.gather(1, index)[:, 0].where(counts, 0.0).sum()
-    p = log_p.exp_()
-    p.scatter_add_(1, index, p.new_full((), -1.0).expand_as(index))
-    logits.copy_(p.mul_(counts[:, None]))
+    if to_gradient:
+        p = log_p.exp_()
+        p.scatter_add_(1, index, p.new_full((), -1.0).expand_as(index))
+        logits.copy_(p.mul_(counts[:, None]))
     return loss
 
 

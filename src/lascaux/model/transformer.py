@@ -17,15 +17,31 @@ from torch.nn import functional as F
 from lascaux.config.schema import ModelConfig
 from lascaux.kernels.activation import gelu_tanh
 from lascaux.kernels.cross_entropy import linear_cross_entropy
+from lascaux.kernels.embedding import embedding
+from lascaux.kernels.norm import layer_norm
 from lascaux.model.attention import Attention, LayerCache, attention_mask
 from lascaux.model.positions import Rotation, rotation
 
 
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm (Ba et al. 2016)."""
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:  # noqa: D102
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Embedding(nn.Embedding):
+    """A table of rows."""
+
+    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:  # noqa: D102
+        return embedding(tokens, self.weight)
+
+
 def make_norm(config: ModelConfig) -> nn.Module:
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the residual width."""
+    """LayerNorm or RMSNorm (Zhang & Sennrich 2019) over the residual width."""
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.d_model, eps=config.norm_eps)
-    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.norm_bias)
+    return LayerNorm(config.d_model, eps=config.norm_eps, bias=config.norm_bias)
 
 
 class FeedForward(nn.Module):
@@ -96,10 +112,10 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_rows, config.d_model)
+        self.embed = Embedding(config.vocab_rows, config.d_model)
         if config.position == "learned":
             rows = config.max_context + config.learned_position_offset
-            self.position_embed = nn.Embedding(rows, config.d_model)
+            self.position_embed = Embedding(rows, config.d_model)
         self.embed_norm = make_norm(config) if config.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
         self.final_norm = make_norm(config)

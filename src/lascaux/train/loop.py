@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from lascaux.checkpoint.lock import RunLock
@@ -24,7 +23,7 @@ from lascaux.generate.engine import generate_text
 from lascaux.model.accounting import count_parameters, flops_per_token
 from lascaux.optim.optimizer import set_lr
 from lascaux.optim.schedule import lr_fraction
-from lascaux.train.machine import choose_precision, describe_choices, prepare_device
+from lascaux.train.machine import Precision, choose_precision, describe_choices, prepare_device
 from lascaux.train.prepare_data import open_data
 from lascaux.train.progress import TrainingProgress
 from lascaux.train.run_folder import (
@@ -38,7 +37,7 @@ from lascaux.train.run_folder import (
 )
 from lascaux.train.signals import StopRequest
 from lascaux.train.state import Run, build_run, check_memory, restore, save
-from lascaux.train.step import NonFiniteError, split_batch, train_step
+from lascaux.train.step import NonFiniteError, is_out_of_memory, split_batch, train_step
 from lascaux.train.tracking import make_tracker
 from lascaux.units import format_count
 
@@ -73,9 +72,14 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
                 f"cannot make the run folder {folder}: {error.strerror}"
             ) from error
         stack.enter_context(RunLock(folder))
+        if config.train.precision == "auto" and (folder / "config.toml").exists():
+            config = with_precision(config, saved_config(folder).train.precision)
         device = prepare_device(config.train)
         check_memory(config, device)
-        config = settle_precision(folder, config, device, console)
+        if config.train.precision == "auto":
+            config = with_precision(config, choose_precision(device))
+        elif config.train.precision == "bf16" and choose_precision(device) != "bf16":
+            console.print("bf16 gains little or nothing on this device; fp32 may be faster")
         changes = settle_config(folder, config)
         data = open_data(config, folder, console)
         data.tokenizer.save(folder / "tokenizer.json")
@@ -97,21 +101,9 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
         return summarise(run)
 
 
-def settle_precision(
-    folder: Path, config: Config, device: torch.device, console: Console
-) -> Config:
-    """The config with a precision in place of auto: that of the run so far, else the machine's."""
-    wanted = config.train.precision
-    if wanted == "bf16" and device.type == "cpu" and choose_precision(device) != wanted:
-        console.print("bf16 is no faster than fp32 on this processor; try --train.precision=auto")
-    if wanted != "auto":
-        return config
-    if (folder / "config.toml").exists():
-        precision = saved_config(folder).train.precision
-    else:
-        precision = choose_precision(device)
-    train_config = dataclasses.replace(config.train, precision=precision)
-    return dataclasses.replace(config, train=train_config)
+def with_precision(config: Config, precision: Precision) -> Config:
+    """The config, computing in this precision."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 
 
 def introduce(run: Run) -> None:
@@ -262,11 +254,6 @@ def validate(run: Run, max_tokens: int | None) -> Perplexity:
     run.working.refresh()
     network = run.working.network
     return measure_perplexity(network, batches, run.tokenizer.byte_lengths, run.device)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed; torch has a class of its own for it on GPUs alone."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def explain_non_finite(run: Run, error: NonFiniteError, batch_seqs: int) -> NonFiniteError:

@@ -23,9 +23,10 @@ from lascaux.units import format_flops_per_second
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # <malloc.h>
 PEAK_SECONDS = 0.3
+SLOW_PRODUCT_SECONDS = 0.1
 WORTHWHILE = 1.5  # how many times the speed of fp32 makes bf16 the default
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +56,9 @@ def prepare_device(train: TrainConfig) -> torch.device:
     device = choose_device(train)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
-    elif not threads_asked_for():
+    elif hasattr(os, "sched_getaffinity") and not threads_asked_for():
         torch.set_num_threads(usable_cores())
-    if device.type == "cpu" and train.allocator == "keep":
+    if keeps_freed_memory(train, device):
         keep_freed_memory()
     return device
 
@@ -104,7 +105,7 @@ def describe_machine(device: torch.device, train: TrainConfig) -> Machine:
         threads=torch.get_num_threads(),
         memory_bytes=memory_bytes(device),
         precision=train.precision,
-        allocator=train.allocator,
+        allocator="keep" if keeps_freed_memory(train, device) else "system",
         matmul_peak_flops_per_second=measure_matmul_peak(device, DTYPES[train.precision]),
         lascaux=version("lascaux"),
         torch=torch.__version__,
@@ -127,14 +128,18 @@ def describe_choices(machine: Machine) -> str:
     return ", ".join(parts)
 
 
+def keeps_freed_memory(train: TrainConfig, device: torch.device) -> bool:
+    """Whether the config asks for it and the C library, glibc alone, can be told."""
+    glibc = platform.libc_ver()[0] == "glibc"
+    return train.allocator == "keep" and device.type == "cpu" and glibc
+
+
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next step instead of returning it.
+    """Have glibc keep freed memory for the next step instead of returning it.
 
     A step frees and asks again for the same large tensors; fresh pages cost up to a fifth of it
-    (docs/performance.md). Only glibc knows these settings; elsewhere nothing happens.
+    (docs/performance.md).
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
     libc = ctypes.CDLL(None)
     for parameter, value in (
         (M_MMAP_MAX, 0),
@@ -146,7 +151,10 @@ def keep_freed_memory() -> None:
 
 
 def usable_cores() -> int:
-    """Physical cores this process may keep busy, by affinity and by a container's quota."""
+    """Physical cores this process may keep busy, by affinity and by a container's quota.
+
+    Where the system tells neither, all hardware threads.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = {siblings(cpu) for cpu in os.sched_getaffinity(0)}
@@ -161,7 +169,10 @@ def siblings(cpu: int) -> str:
 
 
 def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Cores' worth of time a container may use; None without a limit."""
+    """Cores' worth of time a container may use; None without a limit.
+
+    Only the group seen at the root is asked: a container's own, not a service's within a machine.
+    """
     unified, quota = cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us"
     if unified.exists():
         limit, period = unified.read_text().split()
@@ -221,9 +232,9 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         out = torch.empty_like(a)
         seconds = fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, deadline)
         peak = max(peak, 2 * size**3 / seconds)
-        if time.monotonic() > deadline:
-            break  # slow as it is, a larger product would tell no more
-        deadline += PEAK_SECONDS
+        if seconds > SLOW_PRODUCT_SECONDS:
+            break  # no hardware for this dtype; a larger product would take seconds
+        deadline = time.monotonic() + PEAK_SECONDS
     return peak
 
 

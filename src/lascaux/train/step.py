@@ -98,6 +98,11 @@ def train_step(
     return StepResult(loss_value, grad_norm)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed; torch has a class of its own for it on GPUs alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def describe_non_finite(model: nn.Module, loss: float, grad_norm: float) -> str:
     """Which number broke first: a weight, the loss, or a gradient."""
     for name, parameter in model.named_parameters():
