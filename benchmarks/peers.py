@@ -343,13 +343,16 @@ def row(name: str, shape: Shape, results: list[Measured]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = f"{'variant':<19}{'step':>8}{'tokens/s':>10}{'of bf16 peak':>14}{'memory':>11}{'Lascaux is':>12}"
-    lines = [head]
+    lines = [
+        f"{'variant':<19}{'step':>8}{'tokens/s':>10}{'of bf16 peak':>14}{'memory':>11}"
+        f"{'Lascaux is':>12}"
+    ]
     for each in rows:
         lines.append(
             f"{each['variant']:<19}{each['step_seconds']:>6.2f} s"
             f"{each['tokens_per_second']:>10,.0f}"
-            f"{each['fraction_of_bf16_peak']:>14.1%}{each['peak_resident_bytes'] / 2**20:>7,.0f} MiB"
+            f"{each['fraction_of_bf16_peak']:>14.1%}"
+            f"{each['peak_resident_bytes'] / 2**20:>7,.0f} MiB"
         )
         if "lascaux_is_faster_by" in each:
             low, high = each["ratio_range"]

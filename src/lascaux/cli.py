@@ -334,6 +334,13 @@ def bench_command(options: argparse.Namespace, flags: list[str]) -> int:
 
     if options.rounds < 1:
         raise ConfigError(f"--rounds must be at least 1; got {options.rounds}")
+    heard = {
+        "train": ("model.", "train.", "optimizer."),
+        "generate": ("model.", "train.device", "train.threads", "train.allocator"),
+    }[options.what]
+    for key in read_flags(flags):
+        if not key.startswith(heard):
+            raise ConfigError(f"--{key} has no effect on `lascaux bench {options.what}`")
     config = load_config(options.target, flags)
     speed = run_bench(options.what, config, options.rounds, stderr_console())
     if options.json:

@@ -50,12 +50,26 @@ def test_the_figures_of_generation_fit_together(config_file: Path, cli: Any) -> 
     assert speed["fraction_of_bandwidth"] == pytest.approx(moved / bandwidth)
 
 
+def test_a_short_context_is_enough(config_file: Path, cli: Any) -> None:
+    flags = ["--model.max_context=32", "--model.position=learned"]
+    result = cli("bench", "generate", config_file, "--rounds", "1", *flags)
+    assert result.code == 0, result.err
+
+
+def test_a_large_batch_is_measured_by_a_few_microbatches(config_file: Path, cli: Any) -> None:
+    flag = "--train.batch_tokens=12800"
+    result = cli("bench", "train", config_file, "--rounds", "1", "--json", flag)
+    config = load_config(str(config_file))
+    microbatch = config.train.microbatch_seqs * config.train.seq_len
+    assert json.loads(result.out)["batch_tokens"] == 4 * microbatch
+
+
 def test_both_are_told_in_words(config_file: Path, cli: Any) -> None:
     train = cli("bench", "train", config_file, "--rounds", "1").out
     for word in ("tokens/s", "MFU", "6N + 12LdT", "forward", "backward", "GFLOP/s", "copy"):
         assert word in train
     generate = cli("bench", "generate", config_file, "--rounds", "1").out
-    for word in ("prompt", "decode", "of the memory bandwidth"):
+    for word in ("prompt", "decode", "of what a copy moves"):
         assert word in generate
 
 
@@ -67,6 +81,9 @@ def test_both_are_told_in_words(config_file: Path, cli: Any) -> None:
         (["bench", "train", "--rounds", "0"], "--rounds must be at least 1; got 0"),
         (["bench", "train", "--train.threads=0"], "'train.threads' must be above 0; got 0"),
         (["bench", "train", "gpt3-175b", "--train.device=cpu"], "choose a smaller preset"),
+        (["bench", "generate", "gpt3-175b", "--train.device=cpu"], "choose a smaller preset"),
+        (["bench", "generate", "--optimizer.lr=1"], "--optimizer.lr has no effect on"),
+        (["bench", "train", "--generate.seed=1"], "--generate.seed has no effect on"),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_one_message(

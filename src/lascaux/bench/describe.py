@@ -44,7 +44,7 @@ def describe_generation(speed: GenerationSpeed) -> str:
         f"{format_rate(speed.prompt_tokens_per_second, 'tokens')}",
         f"decode     {decode} ({min(rates):,.1f} to {max(rates):,.1f} in {len(rates)} rounds)",
         f"           {format_bytes(speed.bytes_per_token)} read for each: "
-        f"{format_percent(speed.fraction_of_bandwidth)} of the memory bandwidth",
+        f"{format_percent(speed.fraction_of_bandwidth)} of what a copy moves",
     ]
     return "\n".join(lines)
 

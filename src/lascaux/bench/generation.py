@@ -1,7 +1,8 @@
 """`lascaux bench generate`: how fast a config's network reads a prompt and continues it.
 
-One sequence, random weights in fp32, greedy, with the cache of keys and values: what `lascaux
-generate` computes. Each new token reads every weight once, so memory bandwidth is the limit.
+One sequence, random weights in fp32, greedy, with the cache of keys and values, as `lascaux
+generate` computes. Each new token reads every weight once: for a model larger than the caches
+memory bandwidth is the limit.
 """
 
 import statistics
@@ -13,6 +14,7 @@ import torch
 
 from lascaux.bench.peaks import Peaks
 from lascaux.config.schema import ModelConfig
+from lascaux.errors import ConfigError
 from lascaux.generate.cache import make_cache
 from lascaux.model.accounting import (
     active_matmul_parameters,
@@ -21,8 +23,10 @@ from lascaux.model.accounting import (
 )
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
+from lascaux.train.machine import memory_bytes
+from lascaux.units import format_bytes
 
-DECODED_TOKENS = 32
+MOST_DECODED_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,30 +41,46 @@ class GenerationSpeed:
     bytes_per_token: int
     """weights of the matrix products, and the cache at the prompt's end, read once"""
     fraction_of_bandwidth: float
-    """bytes read over the bandwidth of a copy"""
+    """bytes read in a second over the bytes a copy reads and writes; above 1 from a cache"""
     peaks: Peaks
+
+
+def check_generation(model: ModelConfig, device: torch.device) -> None:
+    """Refuse a context without room for prompt and answer, and weights that exceed the memory.
+
+    Raises: ConfigError with the figures.
+    """
+    if model.max_context < 4:
+        raise ConfigError(f"'model.max_context' must be at least 4 here; got {model.max_context}")
+    needed, memory = 4 * count_parameters(model).total, memory_bytes(device)
+    if needed > memory:
+        raise ConfigError(
+            f"the weights take {format_bytes(needed)} in fp32, this {device.type} device has "
+            f"{format_bytes(memory)}; choose a smaller preset"
+        )
 
 
 @torch.inference_mode()
 def bench_generation(
     model_config: ModelConfig, device: torch.device, rounds: int, done: Callable[[], None]
 ) -> GenerationSpeed:
-    """Time `rounds` answers of 32 tokens to a prompt of half the context after one to warm up."""
+    """Time `rounds` answers to a prompt of about half the context, after one to warm up."""
     with device:
         model = Transformer(model_config)
     initialise(model, seed=0)
-    prompt_tokens = max(1, model_config.max_context // 2 - DECODED_TOKENS)
+    decoded = min(MOST_DECODED_TOKENS, model_config.max_context // 4)
+    prompt_tokens = model_config.max_context // 2
     peaks = Peaks()
     prompt_seconds: list[float] = []
     decode_seconds: list[float] = []
     for _ in range(rounds + 1):
         peaks.measure_products(device)
         peaks.measure_bandwidth(device)
-        first, rest = answer(model, prompt_tokens, device)
+        first, rest = answer(model, prompt_tokens, decoded, device)
         prompt_seconds.append(first)
         decode_seconds.append(rest)
         done()
-    speeds = [DECODED_TOKENS / seconds for seconds in decode_seconds[1:]]
+    speeds = [decoded / seconds for seconds in decode_seconds[1:]]
     median = statistics.median(speeds)
     cached = prompt_tokens * cache_bytes_per_token(model_config, element_bytes=4)
     moved = 4 * active_matmul_parameters(model_config) + cached
@@ -76,14 +96,16 @@ def bench_generation(
     )
 
 
-def answer(model: Transformer, prompt_tokens: int, device: torch.device) -> tuple[float, float]:
+def answer(
+    model: Transformer, prompt_tokens: int, decoded: int, device: torch.device
+) -> tuple[float, float]:
     """Seconds for the prompt, and for the tokens drawn after it."""
     draw = torch.Generator().manual_seed(0)
     size = (1, prompt_tokens)
     unseen = torch.randint(model.config.vocab_size, size, generator=draw).to(device)
-    cache = make_cache(model.config, 1, prompt_tokens + DECODED_TOKENS, torch.float32, device)
+    cache = make_cache(model.config, 1, prompt_tokens + decoded, torch.float32, device)
     clock = [time.perf_counter()]
-    for _ in range(DECODED_TOKENS + 1):
+    for _ in range(decoded + 1):
         x = model.residual(unseen, cache=cache)
         unseen = model.unembed(x[:, -1:]).argmax(dim=-1)
         unseen.item()  # waits for a GPU

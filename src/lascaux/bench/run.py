@@ -6,11 +6,15 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lascaux.bench.generation import GenerationSpeed, bench_generation
+from lascaux.bench.generation import GenerationSpeed, bench_generation, check_generation
 from lascaux.bench.training import WARM_UP_STEPS, TrainingSpeed, bench_training
 from lascaux.config.schema import Config
+from lascaux.errors import ConfigError
 from lascaux.train.machine import choose_precision, prepare_device
 from lascaux.train.state import check_memory
+from lascaux.train.step import is_out_of_memory
+
+MAX_MICROBATCHES = 4
 
 
 def run_bench(
@@ -21,11 +25,6 @@ def run_bench(
     Raises: ConfigError for a device that is not there or too small.
     """
     device = prepare_device(config.train)
-    check_memory(config, device)
-    if config.train.precision == "auto":
-        precision = choose_precision(device)
-        train = dataclasses.replace(config.train, precision=precision)
-        config = dataclasses.replace(config, train=train)
     columns = (
         TextColumn(f"bench {what}"),
         BarColumn(),
@@ -33,7 +32,36 @@ def run_bench(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=rounds + WARM_UP_STEPS)
-        if what == "train":
-            return bench_training(config, device, rounds, lambda: progress.advance(task))
-        return bench_generation(config.model, device, rounds, lambda: progress.advance(task))
+        task = progress.add_task(what)
+
+        def done() -> None:
+            progress.advance(task)
+
+        try:
+            if what == "generate":
+                check_generation(config.model, device)
+                progress.update(task, total=rounds + 1)
+                return bench_generation(config.model, device, rounds, done)
+            check_memory(config, device)
+            if config.train.precision == "auto":
+                config = with_train(config, precision=choose_precision(device))
+            progress.update(task, total=rounds + WARM_UP_STEPS)
+            return bench_training(shorten(config), device, rounds, done)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                "out of memory; try half of --train.microbatch_seqs, --train.recompute=block, or a "
+                "smaller model"
+            ) from error
+
+
+def shorten(config: Config) -> Config:
+    """The config with at most a few micro-batches to a step: each further one costs the same."""
+    most = MAX_MICROBATCHES * config.train.microbatch_seqs * config.train.seq_len
+    return with_train(config, batch_tokens=min(config.train.batch_tokens, most))
+
+
+def with_train(config: Config, **changes: object) -> Config:
+    """The config with other training settings."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))

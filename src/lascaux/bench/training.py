@@ -1,8 +1,8 @@
 """`lascaux bench train`: the training step of a config on this machine, and where its time goes.
 
-Random weights and random tokens: neither changes what a step costs. The steps are those of `train`,
-batches come through the same background thread. Peaks are measured again between the steps, since
-the speed of a shared machine drifts.
+Random weights and random tokens without document boundaries: what they are does not change what a
+step costs. The steps are those of `train`, batches come through the same background thread. Peaks
+are measured again between the steps, since the speed of a shared machine drifts.
 """
 
 import resource

@@ -53,7 +53,9 @@ def attention(
 class BlockedAttention(torch.autograd.Function):
     """Attention as matrix products that skip most of the hidden half.
 
-    Probabilities are normalised in fp32 and kept in the dtype of the inputs.
+    Scores are rounded to the dtype of the inputs before the softmax, as they are not in torch's
+    kernel: in bf16 by 2^-9 of themselves, which shows where they are large (docs/performance.md).
+    Probabilities are normalised in fp32 and kept in that dtype.
     """
 
     @staticmethod

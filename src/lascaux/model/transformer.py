@@ -26,15 +26,17 @@ from lascaux.model.positions import Rotation, rotation
 class LayerNorm(nn.LayerNorm):
     """LayerNorm (Ba et al. 2016)."""
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:  # noqa: D102
-        return layer_norm(x, self.weight, self.bias, self.eps)
+    def forward(self, input: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Normalise the last dimension."""
+        return layer_norm(input, self.weight, self.bias, self.eps)
 
 
 class Embedding(nn.Embedding):
     """A table of rows."""
 
-    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:  # noqa: D102
-        return embedding(tokens, self.weight)
+    def forward(self, input: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """The row of each id."""
+        return embedding(input, self.weight)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
