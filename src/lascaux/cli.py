@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -33,8 +34,6 @@ from lascaux.parallel.runtime import let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from lascaux.data.prepare import PrepareSummary
 
 EXIT_MEND, EXIT_RESUMABLE = 2, 75
 MENDABLE_ERRNOS = (
@@ -130,6 +129,28 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}{hint}\nsee: {self.prog} --help")
 
 
+def add_command(
+    commands: "argparse._SubParsersAction[Parser]",
+    name: str,
+    function: Callable[[argparse.Namespace, list[str]], int],
+    words: str,
+    sections: Sequence[str] = (),
+) -> argparse.ArgumentParser:
+    """A command with its help, and that of the settings it hears."""
+    settings = "\n\n".join(describe_section(section) for section in sections)
+    command = commands.add_parser(
+        name,
+        help=words,
+        description=words[0].upper() + words[1:] + ".",
+        epilog=f"settings (shown with their defaults):\n{settings}" if settings else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(run_command=function)
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    return command
+
+
 def build_parser() -> Parser:
     """The commands, their arguments and help."""
     parser = Parser(
@@ -140,24 +161,7 @@ def build_parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def add(
-        name: str,
-        function: Callable[[argparse.Namespace, list[str]], int],
-        words: str,
-        sections: Sequence[str] = (),
-    ) -> argparse.ArgumentParser:
-        settings = "\n\n".join(describe_section(section) for section in sections)
-        command = commands.add_parser(
-            name,
-            help=words,
-            description=words[0].upper() + words[1:] + ".",
-            epilog=f"settings (shown with their defaults):\n{settings}" if settings else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        command.set_defaults(run_command=function)
-        command.add_argument("--json", action="store_true", help="print the result as JSON")
-        return command
+    add = partial(add_command, commands)
 
     train = add("train", train_command, "train a model; again: continue", ALL_SECTIONS)
     train.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
@@ -250,7 +254,7 @@ def train_command(options: argparse.Namespace, flags: list[str]) -> int:
 
 def prepare_command(options: argparse.Namespace, flags: list[str]) -> int:
     """`lascaux prepare`."""
-    from lascaux.train.prepare_data import prepare_sources
+    from lascaux.train.prepare_data import describe_preparation, prepare_sources
 
     for key in read_flags(flags):
         if key == "data.sources":
@@ -268,30 +272,6 @@ def prepare_command(options: argparse.Namespace, flags: list[str]) -> int:
     else:
         print(describe_preparation(summary))
     return 0
-
-
-def describe_preparation(summary: "PrepareSummary") -> str:
-    """The summary of `prepare` in words."""
-    from lascaux.units import format_bytes, format_duration
-
-    text, seconds = format_bytes(summary.text_bytes), format_duration(summary.seconds)
-    speed = format_bytes(summary.text_bytes / max(summary.seconds, 1e-9))
-    lines = [
-        f"{summary.folder}: {text} of text from {summary.files:,} files in {seconds} ({speed}/s)",
-        f"train       {summary.train_documents:,} documents, {summary.train_tokens:,} tokens",
-        f"validation  {summary.valid_documents:,} documents, {summary.valid_tokens:,} tokens",
-    ]
-    if not summary.valid_tokens:
-        lines.append(
-            "            nothing is held out: give more documents or raise --data.valid_fraction"
-        )
-    for reason, count in sorted(summary.excluded.items()):
-        lines.append(f"left out    {count:,} x {reason} (excluded.jsonl lists them)")
-    lines.append(
-        f"next: lascaux train --data.sources={shlex.quote(str(summary.folder))} "
-        f"--model.vocab_size={summary.vocab_size}"
-    )
-    return "\n".join(lines)
 
 
 def generate_command(options: argparse.Namespace, flags: list[str]) -> int:

@@ -96,10 +96,19 @@ class RandomTokens:
         return Batch(cut[:, :-1].copy(), cut[:, 1:].copy())
 
 
-def bench_training(
-    config: Config, device: torch.device, rounds: int, done: Callable[[], None]
-) -> TrainingSpeed:
-    """Time `rounds` optimizer steps after two to warm up; `done` is called after each step."""
+@dataclass(slots=True)
+class Timings:
+    """Step by step: seconds by part, and the peak measured just before."""
+
+    parts: list[dict[str, float]] = field(default_factory=list)
+    matmul_peaks: list[float] = field(default_factory=list)
+    peaks: Peaks = field(default_factory=Peaks)
+
+
+def time_steps(
+    config: Config, device: torch.device, num_steps: int, done: Callable[[], None]
+) -> Timings:
+    """Take the steps; `done` is called after each."""
     train = config.train
     with device:
         model = Transformer(config.model)
@@ -107,15 +116,12 @@ def bench_training(
     working = WorkingCopy(model, train)
     optimizers = build_optimizers(model, config.optimizer, train.precision)
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    batch_seqs = train.batch_tokens // train.seq_len
     reader = RandomTokens(config.model.vocab_size, train.seq_len)
-    prefetcher = Prefetcher(reader, 0, batch_seqs)
-    peaks = Peaks()
-    peak_beside: list[float] = []
-    parts: list[dict[str, float]] = []
+    prefetcher = Prefetcher(reader, 0, train.batch_tokens // train.seq_len)
+    found = Timings()
     try:
-        for _ in range(WARM_UP_STEPS + rounds):
-            peak_beside.append(peaks.measure_products(device)[train.precision])
+        for _ in range(num_steps):
+            found.matmul_peaks.append(found.peaks.measure_products(device)[train.precision])
             laps = Laps(device)
             laps("start")
             batch = prefetcher.next()
@@ -130,36 +136,45 @@ def bench_training(
                 lap=laps,
             )
             laps("other")
-            parts.append(dict(laps.seconds()))
+            found.parts.append(dict(laps.seconds()))
             done()
     finally:
         prefetcher.close()
+    return found
+
+
+def bench_training(
+    config: Config, device: torch.device, rounds: int, done: Callable[[], None]
+) -> TrainingSpeed:
+    """Time `rounds` optimizer steps after two to warm up; `done` is called after each step."""
+    train = config.train
+    found = time_steps(config, device, WARM_UP_STEPS + rounds, done)
     peak_memory = peak_memory_bytes(device)
-    peaks.measure_bandwidth(device)
-    steps = [sum(part.values()) for part in parts]
-    counted = steps[WARM_UP_STEPS:]
-    median = statistics.median(counted)
+    found.peaks.measure_bandwidth(device)
+    counted = found.parts[WARM_UP_STEPS:]
+    steps = [sum(part.values()) for part in counted]
+    median = statistics.median(steps)
     work = flops_per_token(config.model, train.seq_len)
+    matmul_peaks = found.matmul_peaks[WARM_UP_STEPS:]
     return TrainingSpeed(
         parameters=count_parameters(config.model).total,
         batch_tokens=train.batch_tokens,
         precision=train.precision,
         threads=torch.get_num_threads(),
-        step_seconds=counted,
+        step_seconds=steps,
         median_step_seconds=median,
         tokens_per_second=train.batch_tokens / median,
         flops_per_token=work,
         mfu=statistics.median(
             work * train.batch_tokens / step / peak
-            for step, peak in zip(counted, peak_beside[WARM_UP_STEPS:], strict=True)
+            for step, peak in zip(steps, matmul_peaks, strict=True)
         ),
         part_seconds={
-            name: statistics.median(part.get(name, 0.0) for part in parts[WARM_UP_STEPS:])
-            for name in PARTS
+            name: statistics.median(part.get(name, 0.0) for part in counted) for name in PARTS
         },
-        first_step_seconds=steps[0],
+        first_step_seconds=sum(found.parts[0].values()),
         peak_memory_bytes=peak_memory,
-        peaks=peaks,
+        peaks=found.peaks,
     )
 
 

@@ -1,6 +1,7 @@
 """Opening or preparing data with a progress bar, for `train` and `prepare`."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from lascaux.config.schema import Config, SourceConfig
 from lascaux.data.for_run import prepare_for_run
 from lascaux.data.prepare import PrepareSummary, prepare
 from lascaux.data.shards import PreparedData
+from lascaux.units import format_bytes, format_duration
 
 
 def open_data(config: Config, run: Path, console: Console) -> PreparedData:
@@ -53,3 +55,25 @@ def reading_progress(console: Console) -> Iterator[Callable[[int, int | None], N
             progress.update(task, completed=done, total=total)
 
         yield on_bytes
+
+
+def describe_preparation(summary: PrepareSummary) -> str:
+    """The summary of `prepare` in words."""
+    text, seconds = format_bytes(summary.text_bytes), format_duration(summary.seconds)
+    speed = format_bytes(summary.text_bytes / max(summary.seconds, 1e-9))
+    lines = [
+        f"{summary.folder}: {text} of text from {summary.files:,} files in {seconds} ({speed}/s)",
+        f"train       {summary.train_documents:,} documents, {summary.train_tokens:,} tokens",
+        f"validation  {summary.valid_documents:,} documents, {summary.valid_tokens:,} tokens",
+    ]
+    if not summary.valid_tokens:
+        lines.append(
+            "            nothing is held out: give more documents or raise --data.valid_fraction"
+        )
+    for reason, count in sorted(summary.excluded.items()):
+        lines.append(f"left out    {count:,} x {reason} (excluded.jsonl lists them)")
+    lines.append(
+        f"next: lascaux train --data.sources={shlex.quote(str(summary.folder))} "
+        f"--model.vocab_size={summary.vocab_size}"
+    )
+    return "\n".join(lines)
