@@ -42,13 +42,13 @@ def test_a_mistyped_key_is_refused_before_anything_is_made(
         (["verify", "/nowhere"], "there is no run folder '/nowhere'"),
         (["report", "/nowhere"], "/nowhere"),
         (["report", "x", "--train.steps=3"], "`lascaux report` takes no settings"),
-        (["prepare", "/nowhere", "--out", "/nowhere/out"], "source '/nowhere' does not exist"),
+        (["prepare", "/nowhere", "--out", "OUT"], "source '/nowhere' does not exist"),
     ],
 )
 def test_a_wrong_command_is_answered_in_one_message(
-    cli: Any, arguments: list[str], words: str
+    tmp_path: Path, cli: Any, arguments: list[str], words: str
 ) -> None:
-    result = cli(*arguments)
+    result = cli(*(tmp_path / "out" if word == "OUT" else word for word in arguments))
     assert result.code == 2
     assert words in result.err and "Traceback" not in result.err
     assert result.out == ""
