@@ -69,6 +69,7 @@ SHAPES = {
 }
 PEERS = (
     "lascaux-fp32",
+    "lascaux-compile",
     "transformers-fp32",
     "transformers-bf16",
     "loop-fp32",
