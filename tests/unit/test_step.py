@@ -124,13 +124,16 @@ def test_recomputation_changes_no_bit_of_a_run(tmp_path: Path, config_file: Path
     assert metrics(tmp_path / "plain") == metrics(tmp_path / "recomputed")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it, but not from pytest
+@pytest.mark.parametrize(
+    ("precision", "recompute"), [("fp32", "none"), ("bf16", "none"), ("fp32", "block")]
+)
 def test_a_compiled_run_follows_the_eager_one(
-    tmp_path: Path, config_file: Path, cli: Any, precision: str
+    tmp_path: Path, config_file: Path, cli: Any, precision: str, recompute: str
 ) -> None:
     for name, value in (("eager", "false"), ("compiled", "true")):
         flags = ["--run", tmp_path / name, f"--train.compile={value}"]
-        flags.append(f"--train.precision={precision}")
+        flags += [f"--train.precision={precision}", f"--train.recompute={recompute}"]
         assert cli("train", config_file, *flags).code == 0
     for a, b in zip(metrics(tmp_path / "eager"), metrics(tmp_path / "compiled"), strict=True):
         # fused kernels round otherwise

@@ -1,7 +1,7 @@
 """softmax(q kᵀ / √K + mask) v, computed the fastest way known here for the tensors at hand.
 
 On a CPU torch's fused attention takes several times as long as the matrix products in it
-(docs/performance.md). `BlockedAttention` is those products: blocks of queries that leave out the
+(docs/performance.md). `blocked_attention` is those products: blocks of queries that leave out the
 keys after them, in pieces that stay in the cache. It keeps the probabilities for the backward pass,
 half of T squared for each head, so longer sequences use torch's kernel, as do other devices.
 Shapes: B batch, T queries, S keys (T and what a cache holds), H heads, G kv heads, R = H / G,
@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 BLOCK_QUERIES = 128
 PIECE_ELEMENTS = 2**21
 LONGEST_BLOCKED = 2048
-MOST_TRACED_BLOCKS = 2  # torch.compile unrolls them; 8 in each of 12 layers took it three minutes
 
 
 def attention(
@@ -39,10 +37,8 @@ def attention(
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
     blocked = q.device.type == "cpu" and 1 < num_queries == num_keys <= LONGEST_BLOCKED
-    if blocked and torch.compiler.is_compiling():
-        blocked = len(list(_blocks(*q.shape[:3]))) <= MOST_TRACED_BLOCKS
     if blocked:
-        return BlockedAttention.apply(q, k, v, mask)
+        return blocked_attention(q, k, v, mask)[0]
     return F.scaled_dot_product_attention(
         q,
         k,
@@ -53,67 +49,91 @@ def attention(
     )
 
 
-class BlockedAttention(torch.autograd.Function):
+@torch.library.custom_op("lascaux::blocked_attention", mutates_args=())
+def blocked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Attention as matrix products that skip most of the hidden half.
 
-    Scores are rounded to the dtype of the inputs before the softmax, as they are not in torch's
-    kernel: in bf16 by 2^-9 of themselves, which shows where they are large (docs/performance.md).
-    Probabilities are normalised in fp32 and kept in that dtype.
+    Returns the output and what the backward pass needs: q / √K, k and v side by side in memory, and
+    the probabilities of the blocks one after the other. Scores are rounded to the dtype of the
+    inputs before the softmax, as they are not in torch's kernel: in bf16 by 2^-9 of themselves,
+    which shows where they are large (docs/performance.md). Probabilities are normalised in fp32 and
+    kept in that dtype. An operator of its own, since torch.compile would unroll the blocks.
     """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """The output; for the backward pass the probabilities of each block."""
-        (B, H, T, K), G = q.shape, k.shape[1]
-        grouped = (B, G, H // G, T, K)
-        scaled = torch.mul(q, 1 / math.sqrt(K), out=q.new_empty(q.shape)).view(grouped)
-        k, v = k.contiguous(), v.contiguous()
-        future = q.new_full((BLOCK_QUERIES, BLOCK_QUERIES), float("-inf")).triu_(1)
-        out = _by_token(q)
-        probabilities: list[Tensor] = []
-        for seqs, rows, keys in _blocks(B, H, T):
-            scores = torch.bmm(_queries(scaled, seqs, rows), k[seqs, :, keys].flatten(0, 1).mT)
-            size = rows.stop - rows.start
-            by_head = scores.view(-1, H, size, rows.stop)
-            if mask is None:  # only the block's own keys can lie after a query
-                by_head[..., rows] += future[:size, :size]
+    (B, H, T, K), G = q.shape, k.shape[1]
+    scaled = torch.mul(q, 1 / math.sqrt(K), out=q.new_empty(q.shape))
+    k, v = (t.clone(memory_format=torch.contiguous_format) for t in (k, v))
+    grouped = scaled.view(B, G, H // G, T, K)
+    future = q.new_full((BLOCK_QUERIES, BLOCK_QUERIES), float("-inf")).triu_(1)
+    out = _by_token(q)
+    probabilities = q.new_empty(_num_probabilities(B, H, T))
+    for seqs, rows, keys, p in _with_probabilities(grouped, probabilities):
+        torch.bmm(_queries(grouped, seqs, rows), k[seqs, :, keys].flatten(0, 1).mT, out=p)
+        size = rows.stop - rows.start
+        by_head = p.view(-1, H, size, rows.stop)
+        if mask is None:  # only the block's own keys can lie after a query
+            by_head[..., rows] += future[:size, :size]
+        else:
+            visible = mask[seqs if len(mask) > 1 else slice(None), :, rows, keys]
+            if visible.dtype == torch.bool:
+                by_head.masked_fill_(~visible, float("-inf"))
             else:
-                visible = mask[seqs if len(mask) > 1 else slice(None), :, rows, keys]
-                if visible.dtype == torch.bool:
-                    by_head.masked_fill_(~visible, float("-inf"))
-                else:
-                    by_head += visible
-            p = torch.softmax(scores, dim=-1, out=scores)
-            block = out[seqs, :, rows]
-            block.copy_(torch.bmm(p, v[seqs, :, keys].flatten(0, 1)).view(block.shape))
-            probabilities.append(p)
-        ctx.save_for_backward(scaled, k, v, *probabilities)
-        return out
+                by_head += visible
+        torch.softmax(p, dim=-1, out=p)
+        block = out[seqs, :, rows]
+        block.copy_(torch.bmm(p, v[seqs, :, keys].flatten(0, 1)).view(block.shape))
+    return out, scaled, k, v, probabilities
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
-        """Gradients of q, k and v; with softmax rows p, ds = p (dp - Σ p dp)."""
-        scaled, k, v, *probabilities = ctx.saved_tensors
-        B, H, T, K = grad.shape
-        dout = grad.contiguous().view(scaled.shape)
-        dq, dk, dv = _by_token(grad), _by_token(k), _by_token(v)
-        blocks = list(zip(_blocks(B, H, T), probabilities, strict=True))
-        for (seqs, rows, keys), p in reversed(blocks):  # a sequence's last block has all its keys
-            block_dout = _queries(dout, seqs, rows)
-            ds = torch.bmm(block_dout, v[seqs, :, keys].flatten(0, 1).mT)
-            torch.ops.aten._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)
-            block = dq[seqs, :, rows]
-            block.copy_(torch.bmm(ds, k[seqs, :, keys].flatten(0, 1)).view(block.shape))
-            for total, part in (
-                (dk[seqs, :, keys], torch.bmm(ds.mT, _queries(scaled, seqs, rows))),
-                (dv[seqs, :, keys], torch.bmm(p.mT, block_dout)),
-            ):
-                if rows.stop == T:
-                    total.copy_(part.view(total.shape))
-                else:
-                    total.add_(part.view(total.shape))
-        return dq.mul_(1 / math.sqrt(K)), dk, dv, None
+
+@torch.library.custom_op("lascaux::blocked_attention_backward", mutates_args=())
+def blocked_attention_backward(
+    grad: Tensor, scaled: Tensor, k: Tensor, v: Tensor, probabilities: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; with softmax rows p, ds = p (dp - Σ p dp)."""
+    (B, H, T, K), G = grad.shape, k.shape[1]
+    grouped = scaled.view(B, G, H // G, T, K)
+    dout = grad.contiguous().view(grouped.shape)
+    dq, dk, dv = _by_token(grad), _by_token(k), _by_token(v)
+    blocks = list(_with_probabilities(grouped, probabilities))
+    for seqs, rows, keys, p in reversed(blocks):  # a sequence's last block has all its keys
+        block_dout = _queries(dout, seqs, rows)
+        ds = torch.bmm(block_dout, v[seqs, :, keys].flatten(0, 1).mT)
+        torch.ops.aten._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)
+        block = dq[seqs, :, rows]
+        block.copy_(torch.bmm(ds, k[seqs, :, keys].flatten(0, 1)).view(block.shape))
+        for total, part in (
+            (dk[seqs, :, keys], torch.bmm(ds.mT, _queries(grouped, seqs, rows))),
+            (dv[seqs, :, keys], torch.bmm(p.mT, block_dout)),
+        ):
+            if rows.stop == T:
+                total.copy_(part.view(total.shape))
+            else:
+                total.add_(part.view(total.shape))
+    return dq.mul_(1 / math.sqrt(K)), dk, dv
+
+
+@blocked_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+    kept = (t.new_empty(t.shape) for t in (q, k, v))
+    return _by_token(q), *kept, q.new_empty(_num_probabilities(*q.shape[:3]))
+
+
+@blocked_attention_backward.register_fake
+def _(grad: Tensor, scaled: Tensor, k: Tensor, v: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+    return _by_token(grad), _by_token(k), _by_token(v)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:])
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return *blocked_attention_backward(grad, *ctx.saved_tensors), None
+
+
+blocked_attention.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _by_token(like: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T K"]:
@@ -131,6 +151,25 @@ def _blocks(
         for start in range(0, num_queries, BLOCK_QUERIES):
             stop = min(start + BLOCK_QUERIES, num_queries)
             yield slice(first, min(first + seqs, num_seqs)), slice(start, stop), slice(0, stop)
+
+
+def _num_probabilities(num_seqs: int, num_heads: int, num_queries: int) -> int:
+    """What all blocks have together."""
+    pairs = ((seqs, rows) for seqs, rows, _ in _blocks(num_seqs, num_heads, num_queries))
+    return sum((s.stop - s.start) * num_heads * (r.stop - r.start) * r.stop for s, r in pairs)
+
+
+def _with_probabilities(
+    grouped: Float[Tensor, "B G R T K"], flat: Tensor
+) -> Iterator[tuple[slice, slice, slice, Float[Tensor, "BG RQ S"]]]:
+    """The blocks, each with its probabilities' place in `flat`."""
+    B, G, R, T, _ = grouped.shape
+    first = 0
+    for seqs, rows, keys in _blocks(B, G * R, T):
+        shape = (G * (seqs.stop - seqs.start), R * (rows.stop - rows.start), keys.stop)
+        last = first + math.prod(shape)
+        yield seqs, rows, keys, flat[first:last].view(shape)
+        first = last
 
 
 def _queries(x: Float[Tensor, "B G R T K"], seqs: slice, rows: slice) -> Tensor:

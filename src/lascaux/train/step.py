@@ -74,7 +74,7 @@ def train_step(
     working.refresh()
     lap("copy")
     for batch in microbatches:
-        loss = loss_sum(working.forward, batch, device) / max(1, num_targets)
+        loss = loss_sum(working.network, batch, device) / max(1, num_targets)
         losses.append(loss.detach())
         lap("forward")
         scaler.scale(loss).backward()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lascaux.kernels import attention as kernel
-from lascaux.kernels.attention import BlockedAttention, attention
+from lascaux.kernels.attention import attention, blocked_attention
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -92,7 +92,7 @@ def test_bf16_differs_by_the_rounding_of_scores(scale: float, bound: float) -> N
 
     def run(dtype: torch.dtype) -> list[Tensor]:
         q, k, v = (t.bfloat16().to(dtype).requires_grad_() for t in exact)
-        out = BlockedAttention.apply(q, k, v, None)
+        out = blocked_attention(q, k, v, None)[0]
         return [out, *torch.autograd.grad(out, (q, k, v), grad.bfloat16().to(dtype))]
 
     for got, want in zip(run(torch.bfloat16), run(torch.float64), strict=True):
@@ -105,9 +105,17 @@ def test_a_cache_or_a_long_sequence_goes_to_torch(monkeypatch: pytest.MonkeyPatc
 
     q, k, v = inputs(1, 2, 2, 12, 4)
     whole = attention(q, k, v, None)
-    monkeypatch.setattr(BlockedAttention, "apply", refuse)
+    monkeypatch.setattr(kernel, "blocked_attention", refuse)
     visible = torch.ones(12, 12, dtype=torch.bool).tril()[None, None, 8:]
     later = attention(q[:, :, 8:], k, v, visible)
     torch.testing.assert_close(later, whole[:, :, 8:], atol=1e-12, rtol=0)
     monkeypatch.setattr(kernel, "LONGEST_BLOCKED", 11)
     torch.testing.assert_close(attention(q, k, v, None), whole, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_operator_is_what_it_tells_the_compiler(kv_heads: int) -> None:
+    """Shapes, strides, schema and gradients, by torch's own checks."""
+    q, k, v = inputs(2, 4, kv_heads, 130, 8)
+    torch.library.opcheck(blocked_attention, (q, k, v, None))
+    torch.library.opcheck(blocked_attention, (q, k, v, torch.ones(1, 1, 130, 130).tril().bool()))
