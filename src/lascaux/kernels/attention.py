@@ -126,6 +126,7 @@ def _(grad: Tensor, scaled: Tensor, k: Tensor, v: Tensor, p: Tensor) -> tuple[Te
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # the others would each get a tensor of zeros
     ctx.save_for_backward(*output[1:])
 
 
