@@ -36,6 +36,8 @@ from lascaux.model.accounting import flops_per_token
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import build_optimizers
+from lascaux.parallel.layout import Layout
+from lascaux.parallel.world import World
 from lascaux.train.machine import cpu_name, keep_freed_memory, measure_matmul_peak, usable_cores
 from lascaux.train.precision import WorkingCopy
 from lascaux.train.step import split_batch, train_step
@@ -117,18 +119,15 @@ def lascaux_step(shape: Shape, precision: str, compiled: bool) -> Callable[[], f
     model.load_state_dict(initial_weights(shape))
     working = WorkingCopy(model, TrainConfig(precision=precision, compile=compiled))  # type: ignore[arg-type]
     optimizers = build_optimizers(
-        model,
+        model.named_parameters(),
         OptimizerConfig(lr=LEARNING_RATE, beta2=BETAS[1], weight_decay=WEIGHT_DECAY),
     )
     tokens, targets = batch(shape)
     microbatches = split_batch(Batch(tokens.numpy(), targets.numpy()), shape.microbatch_seqs)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    device = torch.device("cpu")
+    world = World(Layout(), 0, torch.device("cpu"))
 
     def step() -> float:
-        return train_step(
-            working, optimizers, microbatches, device=device, grad_clip=None, scaler=scaler
-        ).loss
+        return train_step(working, optimizers, microbatches, world=world, grad_clip=None).loss
 
     return step
 

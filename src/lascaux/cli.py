@@ -29,8 +29,8 @@ from lascaux.config.load import (
     to_toml,
 )
 from lascaux.config.schema import Config, SourceConfig
-from lascaux.errors import ConfigError, LascauxError, TrainingStopped, suggest
-from lascaux.parallel.runtime import let_waiting_threads_sleep
+from lascaux.errors import ConfigError, LascauxError, ProcessLost, TrainingStopped, suggest
+from lascaux.parallel.runtime import let_waiting_threads_sleep, this_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,10 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
     except TrainingStopped as stopped:
-        print(f"lascaux: {stopped}", file=sys.stderr)
+        if this_process().rank == 0:
+            print(f"lascaux: {stopped}", file=sys.stderr)
         sys.exit(EXIT_RESUMABLE)
     except LascauxError as error:
-        print(f"lascaux: {error}", file=sys.stderr)
+        if this_process().rank == 0 or isinstance(error, ProcessLost):
+            print(f"lascaux: {error}", file=sys.stderr)
         sys.exit(EXIT_MEND)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away, as with `| head`
@@ -232,6 +234,8 @@ def train_command(options: argparse.Namespace, flags: list[str]) -> int:
     continues = options.target is None and saved.exists()
     config = load_config(str(saved) if continues else options.target, flags)
     outcome = train(config, folder, stderr_console())
+    if this_process().rank > 0:
+        return 0
     if options.json:
         print_json(dataclasses.asdict(outcome))
         return 0

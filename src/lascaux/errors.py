@@ -28,6 +28,10 @@ class RequestError(LascauxError):
     """A generation request: the field, the value, the range that is allowed."""
 
 
+class ProcessLost(LascauxError):
+    """Another process of the job ended or does not answer."""
+
+
 class TrainingStopped(LascauxError):
     """A run that ended before its last step and can be continued (exit 75)."""
 

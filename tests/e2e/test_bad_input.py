@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-import lascaux.train.step as step
+import lascaux.train.precision as precision
 from lascaux.checkpoint.lock import RunLock
 from tests.conftest import last_weights, metrics
 
@@ -168,7 +168,7 @@ def test_a_longer_schedule_is_announced_and_continues(
 def test_a_loss_that_is_no_number_stops_before_the_update(
     tmp_path: Path, config_file: Path, cli: Any, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    original: Callable[..., torch.Tensor] = step.loss_sum
+    original: Callable[..., torch.Tensor] = precision.loss_sum
     calls = 0
 
     def poisoned(*arguments: Any) -> torch.Tensor:
@@ -181,7 +181,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
             return loss * float("nan")
         return loss + (loss - loss.detach()) * float("inf")
 
-    monkeypatch.setattr(step, "loss_sum", poisoned)
+    monkeypatch.setattr(precision, "loss_sum", poisoned)
     run = tmp_path / "run"
     result = cli("train", config_file, "--run", run)
     assert result.code == 2

@@ -110,11 +110,11 @@ def test_flops_equal_torchs_counter(config: ModelConfig) -> None:
 def test_state_bytes_equal_the_optimizers_tensors(name: str) -> None:
     config = SHAPES[0]
     model = Transformer(config)
-    optimizers = build_optimizers(model, OptimizerConfig(name=name))  # type: ignore[arg-type]
+    optimizers = build_optimizers(model.named_parameters(), OptimizerConfig(name=name))  # type: ignore[arg-type]
     model(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
     for optimizer in optimizers:
         optimizer.step()
-    tensors = state_tensors(model, optimizers).values()
+    tensors = state_tensors(model.named_parameters(), optimizers).values()
     state = sum(tensor.nbytes for tensor in tensors if tensor.ndim)
     assert state == optimizer_state_bytes(config, name)
     weights = sum(p.nbytes for p in model.parameters())

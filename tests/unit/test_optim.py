@@ -54,7 +54,7 @@ def test_constant_stays() -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_has_one_owner_and_only_matrices_decay(name: str) -> None:
     model = Transformer(MODEL)
-    optimizers = build_optimizers(model, OptimizerConfig(name=name))
+    optimizers = build_optimizers(model.named_parameters(), OptimizerConfig(name=name))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     owned = [parameter for group in groups for parameter in group["params"]]
     assert len(owned) == len(set(owned)) == len(list(model.parameters()))
@@ -85,7 +85,7 @@ def test_adamw_follows_the_paper() -> None:
     model = Transformer(MODEL)
     initialise(model, 0)
     config = OptimizerConfig(name="adamw", lr=1e-2)
-    (optimizer,) = build_optimizers(model, config)
+    (optimizer,) = build_optimizers(model.named_parameters(), config)
     parameters = list(model.parameters())
     torch.manual_seed(0)
     gradients = [[torch.randn_like(p) for p in parameters] for _ in range(3)]
@@ -119,7 +119,9 @@ def test_muon_equals_torchs(shape: tuple[int, int]) -> None:
 def test_muon_makes_an_orthogonal_update_of_adamw_size() -> None:
     model = Transformer(MODEL)
     initialise(model, 0)
-    muon = build_optimizers(model, OptimizerConfig(name="muon", lr=1.0, weight_decay=0.0))[0]
+    muon = build_optimizers(
+        model.named_parameters(), OptimizerConfig(name="muon", lr=1.0, weight_decay=0.0)
+    )[0]
     (weight,) = [p for n, p in model.named_parameters() if n == "blocks.0.ffn.up.weight"]
     before = weight.detach().clone()
     for parameter in muon.param_groups[0]["params"]:
@@ -135,12 +137,17 @@ def test_state_survives_a_round_trip_bit_for_bit(name: str) -> None:
     def two_steps_and_one(restore: bool) -> dict[str, torch.Tensor]:
         model = Transformer(MODEL)
         initialise(model, 0)
-        optimizers = build_optimizers(model, OptimizerConfig(name=name, lr=1e-2))
+        optimizers = build_optimizers(model.named_parameters(), OptimizerConfig(name=name, lr=1e-2))
         for step in range(3):
             if restore and step == 2:
-                saved = {k: v.clone() for k, v in state_tensors(model, optimizers).items()}
-                optimizers = build_optimizers(model, OptimizerConfig(name=name, lr=1e-2))
-                load_state_tensors(model, optimizers, saved)
+                saved = {
+                    k: v.clone()
+                    for k, v in state_tensors(model.named_parameters(), optimizers).items()
+                }
+                optimizers = build_optimizers(
+                    model.named_parameters(), OptimizerConfig(name=name, lr=1e-2)
+                )
+                load_state_tensors(model.named_parameters(), optimizers, saved)
             generator = torch.Generator().manual_seed(step)
             for parameter in model.parameters():
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -154,21 +161,25 @@ def test_state_survives_a_round_trip_bit_for_bit(name: str) -> None:
 
 
 def test_state_is_whole_before_the_first_update() -> None:
-    muon = build_optimizers(Transformer(MODEL), OptimizerConfig(name="muon"))[0]
+    muon = build_optimizers(Transformer(MODEL).named_parameters(), OptimizerConfig(name="muon"))[0]
     for parameter in muon.param_groups[0]["params"]:
         assert torch.equal(muon.state[parameter]["momentum_buffer"], torch.zeros_like(parameter))
 
 
 def test_state_of_another_optimizer_is_refused() -> None:
     model = Transformer(MODEL)
-    adamw = build_optimizers(model, OptimizerConfig(name="adamw"))
+    adamw = build_optimizers(model.named_parameters(), OptimizerConfig(name="adamw"))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     adamw[0].step()
-    saved = state_tensors(model, adamw)
-    muon = build_optimizers(model, OptimizerConfig(name="muon"))
+    saved = state_tensors(model.named_parameters(), adamw)
+    muon = build_optimizers(model.named_parameters(), OptimizerConfig(name="muon"))
     with pytest.raises(CheckpointError, match="saved with another optimizer.name"):
-        load_state_tensors(model, muon, saved)
+        load_state_tensors(model.named_parameters(), muon, saved)
     del saved["embed.weight.exp_avg"]
     with pytest.raises(CheckpointError, match=r"no optimizer state 'embed.weight.exp_avg'"):
-        load_state_tensors(model, build_optimizers(model, OptimizerConfig()), saved)
+        load_state_tensors(
+            model.named_parameters(),
+            build_optimizers(model.named_parameters(), OptimizerConfig()),
+            saved,
+        )

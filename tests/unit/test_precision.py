@@ -57,11 +57,11 @@ def test_gradients_of_microbatches_are_summed_in_fp32() -> None:
     wanted = {name: torch.zeros_like(p) for name, p in made.named_parameters()}
     for tokens, targets in batches(3):
         alone = WorkingCopy(model(), TrainConfig(precision="bf16"))
-        alone.forward(tokens, targets).backward()
+        alone.network(tokens, targets).backward()
         for name, parameter in alone.network.named_parameters():
             assert parameter.grad is not None
             wanted[name] += parameter.grad.float()
-        working.forward(tokens, targets).backward()
+        working.network(tokens, targets).backward()
         working.collect_gradients()
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None and parameter.grad.dtype == torch.float32
@@ -92,9 +92,9 @@ def test_bf16_gradients_are_those_of_fp32_up_to_rounding() -> None:
     exact, rounded = Transformer(config), Transformer(config)
     for made in (exact, rounded):
         initialise(made, seed=0)
-    WorkingCopy(exact, TrainConfig(precision="fp32")).forward(tokens, targets).backward()
+    WorkingCopy(exact, TrainConfig(precision="fp32")).network(tokens, targets).backward()
     working = WorkingCopy(rounded, TrainConfig(precision="bf16"))
-    working.forward(tokens, targets).backward()
+    working.network(tokens, targets).backward()
     working.collect_gradients()
     for (name, want), got in zip(exact.named_parameters(), rounded.parameters(), strict=True):
         assert want.grad is not None and got.grad is not None
@@ -125,7 +125,7 @@ def test_recomputation_changes_no_bit_of_a_gradient(precision: str) -> None:
         made = model()
         working = WorkingCopy(made, TrainConfig(precision=precision, recompute=recompute))  # type: ignore[arg-type]
         for tokens, targets in batches(2):
-            working.forward(tokens, targets).backward()
+            working.network(tokens, targets).backward()
             working.collect_gradients()
         gradients.append([p.grad for p in made.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):

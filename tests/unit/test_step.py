@@ -16,6 +16,8 @@ from lascaux.evaluate.perplexity import measure_perplexity
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import build_optimizers
+from lascaux.parallel.layout import Layout
+from lascaux.parallel.world import World
 from lascaux.train.precision import WorkingCopy
 from lascaux.train.step import split_batch, train_step
 from tests.conftest import metrics
@@ -41,11 +43,10 @@ def gradients(
     train = TrainConfig(precision="fp32", recompute="block" if recompute else "none")
     result = train_step(
         WorkingCopy(model, train),
-        build_optimizers(model, OptimizerConfig(lr=1e-30, weight_decay=0.0)),
+        build_optimizers(model.named_parameters(), OptimizerConfig(lr=1e-30, weight_decay=0.0)),
         split_batch(batch(), microbatch_seqs),
-        device=CPU,
+        world=World(Layout(), 0, CPU),
         grad_clip=clip,
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
     )
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return found, result.loss, result.grad_norm

@@ -10,6 +10,7 @@ from lascaux.bench.generation import GenerationSpeed, bench_generation, check_ge
 from lascaux.bench.training import WARM_UP_STEPS, TrainingSpeed, bench_training
 from lascaux.config.schema import Config
 from lascaux.errors import ConfigError
+from lascaux.parallel.layout import Layout
 from lascaux.train.machine import choose_precision, prepare_device
 from lascaux.train.state import check_memory
 from lascaux.train.step import is_out_of_memory
@@ -42,7 +43,7 @@ def run_bench(
                 check_generation(config.model, device)
                 progress.update(task, total=rounds + 1)
                 return bench_generation(config.model, device, rounds, done)
-            check_memory(config, device)
+            check_memory(config, device, Layout())
             if config.train.precision == "auto":
                 config = with_train(config, precision=choose_precision(device))
             progress.update(task, total=rounds + WARM_UP_STEPS)

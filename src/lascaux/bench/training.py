@@ -23,6 +23,8 @@ from lascaux.model.accounting import count_parameters, flops_per_token
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import build_optimizers
+from lascaux.parallel.layout import Layout
+from lascaux.parallel.world import World
 from lascaux.train.precision import WorkingCopy
 from lascaux.train.step import split_batch, train_step
 
@@ -114,8 +116,8 @@ def time_steps(
         model = Transformer(config.model)
     initialise(model, train.seed)
     working = WorkingCopy(model, train)
-    optimizers = build_optimizers(model, config.optimizer, train.precision)
-    scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+    optimizers = build_optimizers(model.named_parameters(), config.optimizer, train.precision)
+    world = World(Layout(), 0, device)
     reader = RandomTokens(config.model.vocab_size, train.seq_len)
     prefetcher = Prefetcher(reader, 0, train.batch_tokens // train.seq_len)
     found = Timings()
@@ -130,9 +132,8 @@ def time_steps(
                 working,
                 optimizers,
                 split_batch(batch, train.microbatch_seqs),
-                device=device,
+                world=world,
                 grad_clip=config.optimizer.grad_clip,
-                scaler=scaler,
                 lap=laps,
             )
             laps("other")

@@ -83,16 +83,21 @@ def copy_into(module_state: Mapping[str, Tensor], loaded: Mapping[str, Tensor], 
 
     Raises: CheckpointError, with nothing changed, unless names, shapes and dtypes are the same.
     """
-    differences = _differences(loaded, module_state)
+    check_fits(module_state, loaded, what)
+    with torch.no_grad():
+        for name, tensor in module_state.items():
+            tensor.copy_(loaded[name])
+
+
+def check_fits(wanted: Mapping[str, Tensor], loaded: Mapping[str, Tensor], what: str) -> None:
+    """Raises: CheckpointError unless names, shapes and dtypes are the same."""
+    differences = _differences(loaded, wanted)
     if differences:
         raise CheckpointError(
             f"the saved {what} does not fit this configuration:\n"
             + "\n".join(differences)
             + "\nuse the configuration it was saved with, or another checkpoint"
         )
-    with torch.no_grad():
-        for name, tensor in module_state.items():
-            tensor.copy_(loaded[name])
 
 
 def _differences(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

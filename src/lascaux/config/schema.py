@@ -166,7 +166,9 @@ class TrainConfig:
     recompute: Literal["none", "block"] = "none"
     """block: keep only each block's input and recompute the rest in the backward pass"""
     compile: bool = False
-    """compile the model with torch.compile"""
+    """compile the layers with torch.compile"""
+    deterministic: bool = False
+    """add gradients in one order for any dp_replicate and dp_shard: the weights are the same to the last bit"""
     tracking: Literal["none", "tensorboard", "wandb"] = "none"
     """write the metrics to TensorBoard or Weights & Biases as well (extra: tracking)"""
 
@@ -211,6 +213,28 @@ class ScheduleConfig:
     """wsd: share of the steps in the decay; unset: 0.2"""
     final_lr_fraction: float | None = None
     """learning rate at the end as a fraction of the peak; unset: 0.1; not for constant"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How one model is split over the processes that `torchrun` starts; 1 leaves an axis out."""
+
+    dp_replicate: int = 1
+    """data parallel with whole weights: copies of the model, or of its shards"""
+    dp_shard: int | None = None
+    """data parallel with sharded weights, gradients and optimizer state (FSDP); unset: what the other axes leave of the processes"""
+    tp: int = 1
+    """tensor parallel: each process has some heads, feed-forward columns and vocabulary rows, and a part of the sequence in between"""
+    cp: int = 1
+    """context parallel: each process has two of 2 * cp pieces of every sequence"""
+    pp: int = 1
+    """pipeline parallel: each process has some of the layers"""
+    virtual_pp: int = 1
+    """stages of layers for each pipeline process; 1f1b has one"""
+    schedule: Literal["1f1b", "interleaved"] = "1f1b"
+    """order of forward and backward passes in the pipeline"""
+    timeout_seconds: int = 600
+    """longest wait for another process; then the job ends and says which process is behind"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,6 +293,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

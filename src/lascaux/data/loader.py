@@ -131,6 +131,32 @@ class Samples(Protocol):
         ...
 
 
+class ShareOfSamples:
+    """What one of several processes trains on: every `parts`-th micro-batch of a batch."""
+
+    def __init__(self, reader: Samples, microbatch_seqs: int, index: int, parts: int) -> None:
+        self._reader, self._seqs = reader, microbatch_seqs
+        self._index, self._parts = index, parts
+
+    def samples(self, start: int, count: int) -> Batch:
+        """The share of the batch of samples start to start + count - 1."""
+        first, step = start + self._index * self._seqs, self._parts * self._seqs
+        pieces = [self._reader.samples(s, self._seqs) for s in range(first, start + count, step)]
+        return join_batches(pieces)
+
+
+def join_batches(pieces: Sequence[Batch]) -> Batch:
+    """The sequences of all of them, in order."""
+    ids = [piece.document_ids for piece in pieces if piece.document_ids is not None]
+    positions = [piece.positions for piece in pieces if piece.positions is not None]
+    return Batch(
+        np.concatenate([piece.tokens for piece in pieces]),
+        np.concatenate([piece.targets for piece in pieces]),
+        np.concatenate(ids) if ids else None,
+        np.concatenate(positions) if positions else None,
+    )
+
+
 class Prefetcher:
     """Reads batches ahead in a background thread.
 

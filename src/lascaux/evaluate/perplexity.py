@@ -38,7 +38,7 @@ def measure_perplexity(
     `forward` is a network that gives the sum of losses of a batch. `byte_lengths` gives the bytes
     of text of each token id; end-of-text tokens are predicted and cost nats but add no bytes.
     """
-    nats, tokens, text_bytes = 0.0, 0, 0
+    nats, seen = 0.0, []
     for batch in batches:
         loss = forward(
             torch.as_tensor(batch.tokens, device=device),
@@ -47,6 +47,14 @@ def measure_perplexity(
             document_ids=_optional(batch.document_ids, device),
         )
         nats += loss.item()
+        seen.append(batch)
+    return perplexity(nats, seen, byte_lengths)
+
+
+def perplexity(nats: float, batches: Iterable[Batch], byte_lengths: np.ndarray) -> Perplexity:
+    """The figures of a sum of losses over all targets of the batches."""
+    tokens, text_bytes = 0, 0
+    for batch in batches:
         targets = batch.targets[batch.targets != NO_TARGET]
         tokens += targets.size
         text_bytes += int(byte_lengths[targets].sum())

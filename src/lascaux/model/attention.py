@@ -28,6 +28,20 @@ class LayerCache(Protocol):
         ...
 
 
+class Attend(nn.Module):
+    """softmax(q kᵀ / √K + mask) v; a module, so that a plan may gather keys and values first."""
+
+    def forward(
+        self,
+        q: Float[Tensor, "B H T K"],
+        k: Float[Tensor, "B G S K"],
+        v: Float[Tensor, "B G S K"],
+        mask: Tensor | None,
+    ) -> Float[Tensor, "B H T K"]:
+        """Every query's weighted mean of the values it may see."""
+        return attention(q, k, v, mask)
+
+
 class Attention(nn.Module):
     """softmax(q kᵀ / √K + mask) v, projected back to the residual stream.
 
@@ -47,6 +61,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(
             config.attention_width, config.d_model, bias=config.attention_output_bias
         )
+        self.attend = Attend()
         if config.qk_norm != "none":
             per_head = config.qk_norm == "head"
             q_width = config.head_width if per_head else config.attention_width
@@ -73,34 +88,42 @@ class Attention(nn.Module):
             k = rotate(k, angles, self.rotary_width, self.rotary_layout)
         if cache is not None:
             k, v = cache.append(k, v)
-        z = attention(q, k, v, mask)
+        z = self.attend(q, k, v, mask)
         return self.o(z.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.head_width).transpose(1, 2)  # B T HK -> B H T K
 
 
-def attention_mask(
-    config: ModelConfig,
-    num_queries: int,
-    num_keys: int,
-    document_ids: Int[Tensor, "B T"] | None,
-    device: torch.device,
-) -> Bool[Tensor, "#B 1 T S"] | Float[Tensor, "#B H T S"] | None:
-    """What each query may see and ALiBi's penalty on distance; None where plain causality is all.
+class AttentionMask(nn.Module):
+    """What each query may see and ALiBi's penalty on distance; the same for all layers."""
 
-    The last query stands at the last key. With `document_ids` a query sees its own document only.
-    """
-    from_start = num_queries == num_keys
-    if config.position != "alibi" and document_ids is None and (from_start or num_queries == 1):
-        return None
-    keys = torch.arange(num_keys, device=device)
-    queries = torch.arange(num_keys - num_queries, num_keys, device=device)
-    visible = (queries[:, None] >= keys)[None, None]
-    if document_ids is not None:
-        visible = visible & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
-    if config.position != "alibi":
-        return visible
-    slopes = torch.tensor(alibi_slopes(config.num_heads), device=device)[:, None, None]
-    penalty = -slopes * (queries[:, None] - keys).float()
-    return torch.where(visible, penalty, float("-inf"))
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.alibi = config.position == "alibi"
+
+    def forward(
+        self,
+        num_queries: int,
+        num_keys: int,
+        document_ids: Int[Tensor, "B T"] | None,
+        device: torch.device,
+    ) -> Bool[Tensor, "#B 1 T S"] | Float[Tensor, "#B H T S"] | None:
+        """The mask, or None where plain causality is all; the last query stands at the last key.
+
+        With `document_ids` a query sees its own document only.
+        """
+        from_start = num_queries == num_keys
+        if not self.alibi and document_ids is None and (from_start or num_queries == 1):
+            return None
+        keys = torch.arange(num_keys, device=device)
+        queries = torch.arange(num_keys - num_queries, num_keys, device=device)
+        visible = (queries[:, None] >= keys)[None, None]
+        if document_ids is not None:
+            visible = visible & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+        if not self.alibi:
+            return visible
+        slopes = torch.tensor(alibi_slopes(self.num_heads), device=device)[:, None, None]
+        penalty = -slopes * (queries[:, None] - keys).float()
+        return torch.where(visible, penalty, float("-inf"))

@@ -40,11 +40,12 @@ def initial_std(name: str, config: ModelConfig) -> float:
 def initial_tensor(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
     """The fp32 tensor a parameter starts from, on the CPU."""
     if len(shape) == 1:
-        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+        value = 0.0 if name.endswith("bias") else 1.0
+        return torch.full(shape, value, dtype=torch.float32)
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     std = initial_std(name, config)
-    return torch.randn(shape, generator=generator) * std
+    return torch.randn(shape, generator=generator, dtype=torch.float32) * std
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from lascaux.kernels.activation import gelu_tanh
 from lascaux.kernels.cross_entropy import linear_cross_entropy
 from lascaux.kernels.embedding import embedding
 from lascaux.kernels.norm import layer_norm
-from lascaux.model.attention import Attention, LayerCache, attention_mask
+from lascaux.model.attention import Attention, AttentionMask, LayerCache
 from lascaux.model.positions import Rotation, rotation
 
 
@@ -73,6 +73,28 @@ class FeedForward(nn.Module):
         return self.down(h)
 
 
+class Sum(nn.Module):
+    """a + b; a module, so that a plan may add up the parts of both at once."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum."""
+        return a + b
+
+
+class HeadLoss(nn.Module):
+    """Cross-entropy of the head's logits; a module, so that a plan may split the vocabulary."""
+
+    def forward(
+        self,
+        h: Float[Tensor, "N D"],
+        weight: Float[Tensor, "V D"],
+        bias: Float[Tensor, " V"] | None,
+        targets: Int[Tensor, " N"],
+    ) -> Float[Tensor, ""]:
+        """Their sum over the targets, nats; -100 counts nothing."""
+        return linear_cross_entropy(h, weight, bias, targets)
+
+
 class Block(nn.Module):
     """One layer: attention and feed-forward around the residual stream.
 
@@ -87,6 +109,7 @@ class Block(nn.Module):
         if config.block != "parallel":
             self.norm2 = make_norm(config)
         self.ffn = FeedForward(config)
+        self.join = Sum()
         self.attn_out_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
         self.ffn_out_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
 
@@ -105,7 +128,7 @@ class Block(nn.Module):
             return x + self.ffn_out_norm(self.ffn(self.norm2(x)))
         if self.arrangement == "parallel_two_norms":
             h = self.norm2(x)
-        return x + attended + self.ffn_out_norm(self.ffn(h))
+        return x + self.join(attended, self.ffn_out_norm(self.ffn(h)))
 
 
 class Transformer(nn.Module):
@@ -121,6 +144,7 @@ class Transformer(nn.Module):
         self.embed_norm = make_norm(config) if config.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
         self.final_norm = make_norm(config)
+        self.mask, self.loss = AttentionMask(config), HeadLoss()
         if not config.tie_embeddings:
             self.head = nn.Linear(config.d_model, config.vocab_rows, bias=config.head_bias)
         elif config.head_bias:
@@ -142,10 +166,7 @@ class Transformer(nn.Module):
         stays inside a document. The cache, one entry for each layer, is extended by these tokens.
         """
         x = self.residual(tokens, positions=positions, document_ids=document_ids, cache=cache)
-        if targets is None:
-            return self.unembed(x)
-        h = self.final_norm(x)
-        return linear_cross_entropy(h.flatten(0, 1), *self.head_parameters(), targets.flatten())
+        return self.unembed(x) if targets is None else self.sum_losses(x, targets)
 
     def residual(
         self,
@@ -156,22 +177,46 @@ class Transformer(nn.Module):
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The residual stream after the last block, before the final norm."""
-        config = self.config
         past = cache[0].length if cache is not None else 0
-        num_keys = past + tokens.shape[1]
         if positions is None:
-            positions = torch.arange(past, num_keys, device=tokens.device)[None]
+            end = past + tokens.shape[1]
+            positions = torch.arange(past, end, device=tokens.device)[None]
+        x = self.begin(tokens, positions)
+        return self.run_blocks(x, positions, document_ids, past, cache)
+
+    def begin(
+        self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"]
+    ) -> Float[Tensor, "B T D"]:
+        """The residual stream before the first block."""
         x = self.embed(tokens)
-        if config.position == "learned":
-            x = x + self.position_embed(positions + config.learned_position_offset)
-        x = self.embed_norm(x)
+        if self.config.position == "learned":
+            x = x + self.position_embed(positions + self.config.learned_position_offset)
+        return self.embed_norm(x)
+
+    def run_blocks(
+        self,
+        x: Float[Tensor, "B T D"],
+        positions: Int[Tensor, "#B T"],
+        document_ids: Int[Tensor, "B T"] | None = None,
+        past: int = 0,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The residual stream after the blocks that are here: all, or those of a pipeline stage."""
+        config, num_queries = self.config, positions.shape[1]
         angles = None
         if config.position == "rotary":
             angles = rotation(positions, config.rotary_width, config.rotary_base)
-        mask = attention_mask(config, tokens.shape[1], num_keys, document_ids, tokens.device)
+        mask = self.mask(num_queries, past + num_queries, document_ids, x.device)
         for index, block in enumerate(self.blocks.values()):
             x = block(x, angles, mask, cache[index] if cache is not None else None)
         return x
+
+    def sum_losses(
+        self, x: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]
+    ) -> Float[Tensor, ""]:
+        """Final norm, output head and the sum of the losses."""
+        h = self.final_norm(x)
+        return self.loss(h.flatten(0, 1), *self.head_parameters(), targets.flatten())
 
     def unembed(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
         """Final norm and output head."""

@@ -14,8 +14,9 @@ from torch.optim import AdamW, Optimizer
 from lascaux.config.schema import OptimizerConfig
 from lascaux.errors import CheckpointError
 from lascaux.model.init import EMBEDDINGS
-from lascaux.model.transformer import Transformer
 from lascaux.optim.muon import Muon
+from lascaux.parallel.plan import TIED_COPY
+from lascaux.parallel.shards import shard_like
 
 DEFAULT_MUON_MOMENTUM = 0.95
 DEFAULT_NEWTON_SCHULZ_STEPS = 5
@@ -25,24 +26,37 @@ STATE_KEYS: dict[type[Optimizer], tuple[str, ...]] = {
 }
 
 
+Named = Iterable[tuple[str, nn.Parameter]]
+"""parameters with their names; of a split model those that this process has a part of"""
+
+
 def build_optimizers(
-    model: Transformer, config: OptimizerConfig, precision: str = "fp32"
+    parameters: Named,
+    config: OptimizerConfig,
+    precision: str = "fp32",
+    deterministic: bool = False,
 ) -> list[Optimizer]:
     """The optimizers that together own every parameter once; Muon comes first where it is used.
 
     Muon takes the two-dimensional weights inside blocks, and orthogonalises in bf16 where the
-    network computes in it, as on every GPU.
+    network computes in it, as on every GPU. `deterministic` leaves out torch's fused AdamW, which
+    rounds the last elements of a tensor otherwise than those it takes several at a time.
     """
-    in_bf16 = precision == "bf16" or model.embed.weight.is_cuda
-    named = dict(model.named_parameters())
-    embeddings = [p for n, p in named.items() if n in EMBEDDINGS]
+    named = dict(parameters)
+    in_bf16 = precision == "bf16" or any(parameter.is_cuda for parameter in named.values())
+    kept_apart = {*EMBEDDINGS, TIED_COPY}
+    embeddings = [p for n, p in named.items() if n in kept_apart]
     if config.name == "adamw":
-        others = [p for n, p in named.items() if n not in EMBEDDINGS]
+        others = [p for n, p in named.items() if n not in kept_apart]
         return [
-            _adamw([(others, config.lr), (embeddings, config.embedding_lr or config.lr)], config)
+            _adamw(
+                [(others, config.lr), (embeddings, config.embedding_lr or config.lr)],
+                config,
+                not deterministic,
+            )
         ]
     matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2}
-    others = [p for n, p in named.items() if n not in matrices and n not in EMBEDDINGS]
+    others = [p for n, p in named.items() if n not in matrices and n not in kept_apart]
     muon = Muon(
         list(matrices.values()),
         lr=config.lr,
@@ -53,10 +67,15 @@ def build_optimizers(
     )
     _remember_peak_lr(muon)
     lr = config.adamw_lr or config.lr
-    return [muon, _adamw([(others, lr), (embeddings, config.embedding_lr or lr)], config)]
+    return [
+        muon,
+        _adamw([(others, lr), (embeddings, config.embedding_lr or lr)], config, not deterministic),
+    ]
 
 
-def _adamw(parts: Iterable[tuple[list[nn.Parameter], float]], config: OptimizerConfig) -> Optimizer:
+def _adamw(
+    parts: Iterable[tuple[list[nn.Parameter], float]], config: OptimizerConfig, fused: bool
+) -> Optimizer:
     """AdamW over lists of parameters with a learning rate each; only matrices decay."""
     groups: list[dict[str, Any]] = []
     for parameters, lr in parts:
@@ -68,7 +87,8 @@ def _adamw(parts: Iterable[tuple[list[nn.Parameter], float]], config: OptimizerC
         [group for group in groups if group["params"]],
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        fused=True,
+        fused=fused,
+        foreach=False if not fused else None,
     )
     _remember_peak_lr(optimizer)
     return optimizer
@@ -90,9 +110,9 @@ def set_lr(optimizers: Iterable[Optimizer], fraction: float) -> float:
     return first
 
 
-def state_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+def state_tensors(parameters: Named, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """Every tensor of optimizer state as `PARAMETER.KEY`, for example `embed.weight.exp_avg`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in parameters}
     return {
         f"{names[parameter]}.{key}": optimizer.state[parameter][key]
         for optimizer in optimizers
@@ -103,13 +123,19 @@ def state_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str
 
 
 def load_state_tensors(
-    model: nn.Module, optimizers: Iterable[Optimizer], tensors: Mapping[str, Tensor]
+    parameters: Named,
+    optimizers: Iterable[Optimizer],
+    tensors: Mapping[str, Tensor],
+    *,
+    part: bool = False,
 ) -> None:
-    """Put back what `state_tensors` gave, onto each parameter's device.
+    """Put back what `state_tensors` gave, onto each parameter's device, or this process's part.
+
+    With `part` other processes have parameters that this one has not.
 
     Raises: CheckpointError when names or shapes are not exactly those of this model and optimizer.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {p: EMBEDDINGS[0] if name == TIED_COPY else name for name, p in parameters}
     remaining = dict(tensors)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -118,7 +144,7 @@ def load_state_tensors(
                     key: _take(remaining, f"{names[parameter]}.{key}", parameter, key)
                     for key in STATE_KEYS[type(optimizer)]
                 }
-    if remaining:
+    if remaining and not part:
         raise CheckpointError(
             f"the checkpoint holds optimizer state this run does not use: {sorted(remaining)[0]} "
             f"and {len(remaining) - 1} more; was it saved with another optimizer.name?"
@@ -138,4 +164,4 @@ def _take(remaining: dict[str, Tensor], name: str, parameter: Tensor, key: str) 
             f"optimizer state '{name}' has shape {tuple(tensor.shape)} in the checkpoint; "
             f"this run needs {tuple(wanted)}"
         )
-    return tensor.to(parameter.device)
+    return tensor.to(parameter.device) if key == "step" else shard_like(tensor, parameter)

@@ -1,8 +1,34 @@
 """The process a run lives in: the only place that reads and sets environment variables."""
 
 import os
+from dataclasses import dataclass
 
 SPINS_WHILE_WAITING = "1000"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One of the processes that `torchrun` started, or the only one."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    processes_here: int = 1
+    """processes on this machine"""
+    attempt: int = 0
+    """how often torchrun has started this job again"""
+
+
+def this_process() -> Process:
+    """What torchrun says of this process; without torchrun the only one."""
+    read = os.environ.get
+    return Process(
+        rank=int(read("RANK", "0")),
+        local_rank=int(read("LOCAL_RANK", "0")),
+        world_size=int(read("WORLD_SIZE", "1")),
+        processes_here=int(read("LOCAL_WORLD_SIZE", "1")),
+        attempt=int(read("TORCHELASTIC_RESTART_COUNT", "0")),
+    )
 
 
 def let_waiting_threads_sleep() -> None:
@@ -16,5 +42,8 @@ def let_waiting_threads_sleep() -> None:
 
 
 def threads_asked_for() -> bool:
-    """Whether the user set the number of threads, by which torch then goes."""
-    return "OMP_NUM_THREADS" in os.environ
+    """Whether the user set the number of threads, by which torch then goes.
+
+    torchrun sets it to 1 for every process where the user has not.
+    """
+    return "OMP_NUM_THREADS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ

@@ -18,17 +18,22 @@ from lascaux.checkpoint.lock import RunLock
 from lascaux.config.schema import Config
 from lascaux.data.loader import Prefetcher, validation_batches
 from lascaux.errors import CheckpointError, ConfigError, TrainingStopped
-from lascaux.evaluate.perplexity import Perplexity, measure_perplexity
+from lascaux.evaluate.perplexity import Perplexity, measure_perplexity, perplexity
 from lascaux.generate.engine import generate_text
 from lascaux.model.accounting import count_parameters, flops_per_token
 from lascaux.optim.optimizer import set_lr
 from lascaux.optim.schedule import lr_fraction
+from lascaux.parallel.layout import resolve_layout
+from lascaux.parallel.runtime import this_process
+from lascaux.parallel.whole import sum_over_batches
+from lascaux.parallel.world import World, connect, is_lost_connection
 from lascaux.train.machine import Precision, choose_precision, describe_choices, prepare_device
+from lascaux.train.precision import WorkingCopy
 from lascaux.train.prepare_data import open_data
 from lascaux.train.progress import TrainingProgress
 from lascaux.train.run_folder import (
+    SilentLog,
     StepLog,
-    append_event,
     read_records,
     saved_config,
     settle_config,
@@ -38,7 +43,7 @@ from lascaux.train.run_folder import (
 from lascaux.train.signals import StopRequest
 from lascaux.train.state import Run, build_run, check_memory, restore, save
 from lascaux.train.step import NonFiniteError, is_out_of_memory, split_batch, train_step
-from lascaux.train.tracking import make_tracker
+from lascaux.train.tracking import NoTracker, make_tracker
 from lascaux.units import format_count
 
 
@@ -64,41 +69,73 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
     Raises: TrainingStopped on SIGINT or SIGTERM, after saving; LascauxError for what the user can
     mend.
     """
+    process = this_process()
+    layout = resolve_layout(config, process.world_size)
+    device = prepare_device(config.train, process)
+    check_memory(config, device, layout)
+    if process.world_size > 1:
+        check_several(config)
+        connect(device, process, config.parallel.timeout_seconds)
+    world = World(layout, process.rank, device)
+    if not world.is_first:
+        console.quiet = True
     with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot make the run folder {folder}: {error.strerror}"
-            ) from error
-        stack.enter_context(RunLock(folder))
+        if world.is_first:
+            open_folder(folder, stack)
+        world.wait_for_all()
         if config.train.precision == "auto" and (folder / "config.toml").exists():
             config = with_precision(config, saved_config(folder).train.precision)
-        device = prepare_device(config.train)
-        check_memory(config, device)
         if config.train.precision == "auto":
-            config = with_precision(config, choose_precision(device))
+            config = with_precision(config, world.tell(choose_precision(device)))
         elif config.train.precision == "bf16" and choose_precision(device) != "bf16":
             console.print("bf16 gains little or nothing on this device; fp32 may be faster")
         changes = settle_config(folder, config)
+        if not world.is_first:
+            world.wait_for_all()  # the first process prepares the data
         data = open_data(config, folder, console)
-        data.tokenizer.save(folder / "tokenizer.json")
-        run = build_run(config, folder, console, device, data)
+        if world.is_first:
+            data.tokenizer.save(folder / "tokenizer.json")
+            world.wait_for_all()
+        run = build_run(config, folder, console, world, data)
         restore(run)
         if run.step > run.num_steps:
             raise ConfigError(
                 f"{folder} has trained {run.step:,} steps, more than the {run.num_steps:,} asked "
                 "for now; raise train.steps, or start a new run with another --run folder"
             )
-        write_config(folder, config)
-        write_environment(folder, run.machine)
+        if world.is_first:
+            write_config(folder, config)
+            write_environment(folder, run.machine)
         for change in changes:
-            append_event(folder, run.step, "setting changed", change)
+            run.note("setting changed", change)
             console.print(f"changed at step {run.step}: {change}", markup=False)
         introduce(run)
         if run.step < run.num_steps:
             train_steps(run)
         return summarise(run)
+
+
+def open_folder(folder: Path, stack: ExitStack) -> None:
+    """Make the run folder and lock it for as long as the stack is open."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the run folder {folder}: {error.strerror}") from error
+    stack.enter_context(RunLock(folder))
+
+
+def check_several(config: Config) -> None:
+    """What several processes do not do yet."""
+    train = config.train
+    if train.precision == "fp16":
+        raise ConfigError("'train.precision' fp16 is for one process; use bf16 with several")
+    if train.compile:
+        raise ConfigError("'train.compile' is for one process; leave it off with several")
+    if config.optimizer.name == "muon":
+        raise ConfigError(
+            "'optimizer.name' muon needs whole matrices and is for one process; with several use "
+            "--optimizer.name=adamw (and unset --optimizer.adamw_lr=none)"
+        )
 
 
 def with_precision(config: Config, precision: Precision) -> Config:
@@ -118,6 +155,7 @@ def introduce(run: Run) -> None:
         f"{config.model.d_model}, vocabulary {config.model.vocab_size:,}",
         f"data     {data.tokens('train'):,} tokens to train on, {held_out}",
         f"machine  {describe_choices(machine)}",
+        *layout_lines(run),
     ]
     if run.step >= run.num_steps:
         lines.append(f"run      {run.folder} has finished all {run.num_steps:,} steps")
@@ -130,23 +168,36 @@ def introduce(run: Run) -> None:
         run.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def layout_lines(run: Run) -> list[str]:
+    """What is split how, where anything is."""
+    layout = run.world.layout
+    if layout.world_size == 1:
+        return []
+    return [
+        f"layout   {layout.describe()}: {layout.world_size} processes; the peak is that of all of "
+        "them; no samples during training"
+    ]
+
+
 def train_steps(run: Run) -> None:
     """Every remaining step: batch, update, now and then validation, samples and a checkpoint."""
     config, train_config = run.config, run.config.train
     batch_seqs = train_config.batch_tokens // train_config.seq_len
     with ExitStack() as stack:
-        metrics = StepLog(run.folder / "metrics.jsonl", run.step)
+        writes = run.world.is_first
+        metrics = StepLog(run.folder / "metrics.jsonl", run.step) if writes else SilentLog()
         stack.callback(metrics.close)
-        samples = StepLog(run.folder / "samples.jsonl", run.step)
+        samples = StepLog(run.folder / "samples.jsonl", run.step) if writes else SilentLog()
         stack.callback(samples.close)
-        tracker = make_tracker(config, run.folder, run.step)
+        tracker = make_tracker(config, run.folder, run.step) if writes else NoTracker()
         stack.callback(tracker.close)
         prefetcher = Prefetcher(run.reader, run.step * batch_seqs, batch_seqs)
         stack.callback(prefetcher.close)
         stop = stack.enter_context(StopRequest())
         progress = stack.enter_context(TrainingProgress(run.console, run.step, run.num_steps))
         saved_step = run.step
-        while run.step < run.num_steps and not stop.requested:
+        while run.step < run.num_steps and not run.world.agree(stop.requested):
+            run.world.note_step(run.step + 1)
             started = time.perf_counter()
             fraction = lr_fraction(config.schedule, run.step + 1, run.num_steps)
             lr = set_lr(run.optimizers, fraction)
@@ -156,13 +207,14 @@ def train_steps(run: Run) -> None:
                     run.working,
                     run.optimizers,
                     split_batch(batch, train_config.microbatch_seqs),
-                    device=run.device,
+                    world=run.world,
                     grad_clip=config.optimizer.grad_clip,
-                    scaler=run.scaler,
                 )
             except NonFiniteError as error:
                 raise explain_non_finite(run, error, batch_seqs) from error
             except RuntimeError as error:
+                if is_lost_connection(error):
+                    raise run.world.describe_lost(run.step + 1, error) from error
                 if not is_out_of_memory(error):
                     raise
                 raise ConfigError(
@@ -188,7 +240,7 @@ def train_steps(run: Run) -> None:
                 f"{saved_step} once there is room"
             )
     if run.step < run.num_steps:
-        append_event(run.folder, run.step, "stopped", "on request")
+        run.note("stopped", "on request")
         raise TrainingStopped(
             f"stopped after step {run.step:,} of {run.num_steps:,}; nothing is lost. "
             f"Continue with the same command, or: lascaux train --run {run.folder}"
@@ -222,7 +274,6 @@ def step_record(
 def look(run: Run, samples: StepLog, progress: TrainingProgress) -> dict[str, float]:
     """Validate and sample; returns what to add to the step's record."""
     evaluate = run.config.evaluate
-    run.model.eval()
     last = run.step == run.num_steps
     found: dict[str, float] = {}
     if run.data.tokens("valid") > 1:
@@ -232,12 +283,13 @@ def look(run: Run, samples: StepLog, progress: TrainingProgress) -> dict[str, fl
             f"step {run.step:,} · validation {result.bits_per_byte:.3f} bits per byte "
             f"({result.loss:.3f} nats per token, {result.tokens:,} tokens)"
         )
-    settings = dataclasses.replace(run.config.generate, max_tokens=evaluate.sample_tokens)
-    for prompt in evaluate.sample_prompts:
-        text = generate_text(run.model, run.tokenizer, prompt, settings, device=run.device)
-        samples.append({"step": run.step, "prompt": prompt, "text": text})
-        progress.quote(prompt + text)
-    run.model.train()
+    if isinstance(run.working, WorkingCopy):  # a split model is sampled with `lascaux generate`
+        settings = dataclasses.replace(run.config.generate, max_tokens=evaluate.sample_tokens)
+        for prompt in evaluate.sample_prompts:
+            model = run.working.model
+            text = generate_text(model, run.tokenizer, prompt, settings, device=run.device)
+            samples.append({"step": run.step, "prompt": prompt, "text": text})
+            progress.quote(prompt + text)
     return found
 
 
@@ -251,16 +303,20 @@ def validate(run: Run, max_tokens: int | None) -> Perplexity:
         max_tokens,
         run.config.data.document_boundaries,
     )
+    byte_lengths = run.tokenizer.byte_lengths
+    if not isinstance(run.working, WorkingCopy):
+        listed = list(batches)
+        nats = sum_over_batches(run.working, run.world, listed, train_config.microbatch_seqs)
+        return perplexity(nats, listed, byte_lengths)
     run.working.refresh()
-    network = run.working.network
-    return measure_perplexity(network, batches, run.tokenizer.byte_lengths, run.device)
+    return measure_perplexity(run.working.network, batches, byte_lengths, run.device)
 
 
 def explain_non_finite(run: Run, error: NonFiniteError, batch_seqs: int) -> NonFiniteError:
     """The same error with step, samples and what to try."""
     first = run.step * batch_seqs
     last = first + batch_seqs - 1
-    append_event(run.folder, run.step, "not finite", str(error))
+    run.note("not finite", str(error))
     return NonFiniteError(
         f"step {run.step + 1} was not taken: {error}. Samples {first} to {last}, learning rate "
         f"{run.optimizers[0].param_groups[0]['lr']:.3g}. Weights and optimizer are "

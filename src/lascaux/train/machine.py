@@ -17,7 +17,7 @@ import torch
 
 from lascaux.config.schema import TrainConfig
 from lascaux.errors import ConfigError
-from lascaux.parallel.runtime import threads_asked_for
+from lascaux.parallel.runtime import Process, threads_asked_for
 from lascaux.train.precision import DTYPES
 from lascaux.units import format_flops_per_second
 
@@ -48,16 +48,23 @@ class Machine:
     git: str | None
 
 
-def prepare_device(train: TrainConfig) -> torch.device:
+def prepare_device(train: TrainConfig, process: Process | None = None) -> torch.device:
     """The device of a run, with threads and memory set up as the config says.
+
+    Processes of one machine share its cores, and take a GPU each. Deterministic training has one
+    thread unless `train.threads` says otherwise, since sums are cut by the number of threads.
 
     Raises: ConfigError for a GPU that is not there, and for fp16 without one.
     """
+    process = process or Process()
     device = choose_device(train)
-    if train.threads is not None:
-        torch.set_num_threads(train.threads)
+    if device.type == "cuda" and process.world_size > 1:
+        device = torch.device("cuda", process.local_rank)
+        torch.cuda.set_device(device)
+    if train.threads is not None or train.deterministic:
+        torch.set_num_threads(train.threads or 1)
     elif hasattr(os, "sched_getaffinity") and not threads_asked_for():
-        torch.set_num_threads(usable_cores())
+        torch.set_num_threads(max(1, usable_cores() // process.processes_here))
     if keeps_freed_memory(train, device):
         keep_freed_memory()
     return device

@@ -1,13 +1,18 @@
 """The network in the dtype it computes in, beside the fp32 weights that the optimizer owns."""
 
 import copy
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from lascaux.config.schema import TrainConfig
+from lascaux.data.loader import Batch
 from lascaux.model.transformer import Transformer
+from lascaux.parallel.blocks import prepare_blocks
+from lascaux.parallel.microbatch import TreeSum, loss_sum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,17 +28,47 @@ class WorkingCopy:
         dtype = DTYPES[train.precision]
         self.model = model
         self.network = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-        if train.recompute == "block":
-            recompute_blocks(self.network)
-        if train.compile:
-            for block in self.network.blocks.values():  # alike, so only the first takes its time
-                block.compile()
+        prepare_blocks(self.network, train)
+        self.deterministic = train.deterministic
+        self.device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the model's weights as they are now."""
         if self.network is not self.model:
             torch._foreach_copy_(list(self.network.parameters()), list(self.model.parameters()))
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights in fp32."""
+        return self.model.named_parameters()
+
+    def forward_backward(
+        self, microbatches: Sequence[Batch], num_targets: int, lap: Callable[[str], None]
+    ) -> Tensor:
+        """Gradients of the sum of losses over `num_targets`; returns each micro-batch's share."""
+        losses, total = [], TreeSum()
+        parameters = [parameter for _, parameter in self.named_parameters()]
+        for batch in microbatches:
+            loss = loss_sum(self.network, batch, self.device) / num_targets
+            losses.append(loss.detach())
+            lap("forward")
+            self.scaler.scale(loss).backward()
+            lap("backward")
+            self.collect_gradients()
+            if self.deterministic:
+                total.add([cast(Tensor, p.grad) for p in parameters])
+                for parameter in parameters:
+                    parameter.grad = None
+            lap("copy")
+        if self.deterministic:
+            for parameter, gradient in zip(parameters, total.result(), strict=True):
+                parameter.grad = gradient
+        return torch.stack(losses)
+
+    def gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient."""
+        return get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
@@ -48,9 +83,3 @@ class WorkingCopy:
             else:
                 weight.grad.add_(working.grad)
             working.grad = None
-
-
-def recompute_blocks(network: Transformer) -> None:
-    """Keep only each block's input for the backward pass; a cache-free forward pass alone."""
-    for block in network.blocks.values():
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -26,6 +26,7 @@ IDENTITY = (
     "train.seq_len",
     "train.seed",
     "train.precision",
+    "train.deterministic",
     "optimizer.name",
 )
 """Settings that make a run what it is: they cannot change while it is continued."""
@@ -150,6 +151,22 @@ class StepLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class SilentLog(StepLog):
+    """A log of a process that leaves writing to the first one."""
+
+    def __init__(self) -> None:
+        """No file."""
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

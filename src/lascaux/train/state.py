@@ -1,21 +1,22 @@
 """A run in memory and on disk: built from its config, restored from and saved to checkpoints."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from torch.optim import Optimizer
 
-from lascaux.checkpoint.load import copy_into, list_checkpoints, load_tensors, newest_valid
+from lascaux.checkpoint.load import check_fits, list_checkpoints, load_tensors, newest_valid
 from lascaux.checkpoint.manifest import read_manifest
 from lascaux.checkpoint.save import free_space_problem, remove_old, save_checkpoint
 from lascaux.config.check import num_steps
 from lascaux.config.load import to_tables
 from lascaux.config.schema import Config
-from lascaux.data.loader import SampleReader
+from lascaux.data.loader import SampleReader, ShareOfSamples
 from lascaux.data.shards import PreparedData
 from lascaux.data.tokenizer import Tokenizer
 from lascaux.errors import CheckpointError, ConfigError
@@ -23,8 +24,16 @@ from lascaux.model.accounting import checkpoint_bytes, count_parameters, trainin
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import build_optimizers, load_state_tensors, state_tensors
+from lascaux.parallel.layout import Layout
+from lascaux.parallel.network import split_network
+from lascaux.parallel.pipeline import PipelineModel
+from lascaux.parallel.plan import TIED_COPY
+from lascaux.parallel.shards import fill
+from lascaux.parallel.split import SplitModel
+from lascaux.parallel.whole import collect_whole
+from lascaux.parallel.world import World
 from lascaux.train.machine import Machine, describe_machine, memory_bytes
-from lascaux.train.precision import WorkingCopy
+from lascaux.train.precision import DTYPES, WorkingCopy
 from lascaux.train.progress import TrainingProgress
 from lascaux.train.run_folder import StepLog, append_event
 from lascaux.units import format_bytes, format_count
@@ -44,11 +53,10 @@ class Run:
     machine: Machine
     tokenizer: Tokenizer
     data: PreparedData
-    reader: SampleReader
-    model: Transformer
-    working: WorkingCopy
+    reader: ShareOfSamples
+    world: World
+    working: WorkingCopy | SplitModel | PipelineModel
     optimizers: Sequence[Optimizer]
-    scaler: torch.amp.GradScaler
     step: int = 0
     elapsed_seconds: float = 0.0
     failed_saves: int = 0
@@ -58,6 +66,11 @@ class Run:
         """The step at which the run is finished."""
         return num_steps(self.config.train)
 
+    def note(self, event: str, detail: str) -> None:
+        """A line in RUN/events.jsonl, written once."""
+        if self.world.is_first:
+            append_event(self.folder, self.step, event, detail)
+
     @property
     def checkpoints(self) -> Path:
         """Where this run's checkpoints are."""
@@ -65,42 +78,51 @@ class Run:
 
 
 def build_run(
-    config: Config, folder: Path, console: Console, device: torch.device, data: PreparedData
+    config: Config, folder: Path, console: Console, world: World, data: PreparedData
 ) -> Run:
-    """Model and optimizers at step 0, on the device."""
-    reader = SampleReader(
-        data,
-        "train",
-        config.train.seq_len,
-        config.train.seed,
-        config.data.document_boundaries,
+    """Model and optimizers at step 0, or this process's part of them."""
+    device, train = world.device, config.train
+    boundaries = config.data.document_boundaries
+    all_samples = SampleReader(data, "train", train.seq_len, train.seed, boundaries)
+    layout = world.layout
+    reader = ShareOfSamples(
+        all_samples, train.microbatch_seqs, world.data_rank, layout.data_parallel
     )
     check_prompts(config, data.tokenizer)
-    with device:
-        model = Transformer(config.model)
-    initialise(model, config.train.seed)
+    working: WorkingCopy | SplitModel | PipelineModel
+    if world.layout.world_size == 1:
+        with device:
+            model = Transformer(config.model)
+        initialise(model, train.seed)
+        working = WorkingCopy(model, train)
+    else:
+        working = split_network(config, world, DTYPES[train.precision])
+    machine = describe_machine(device, train)
+    peak = world.add_up(machine.matmul_peak_flops_per_second)
     return Run(
         folder=folder,
         config=config,
         console=console,
         device=device,
-        machine=describe_machine(device, config.train),
+        machine=replace(machine, matmul_peak_flops_per_second=peak),
         tokenizer=data.tokenizer,
         data=data,
         reader=reader,
-        model=model,
-        working=WorkingCopy(model, config.train),
-        optimizers=build_optimizers(model, config.optimizer, config.train.precision),
-        scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
+        world=world,
+        working=working,
+        optimizers=build_optimizers(
+            working.named_parameters(), config.optimizer, train.precision, train.deterministic
+        ),
     )
 
 
-def check_memory(config: Config, device: torch.device) -> None:
+def check_memory(config: Config, device: torch.device, layout: Layout) -> None:
     """Refuse a model whose weights, gradients and optimizer state alone exceed the memory.
 
     Raises: ConfigError with both figures.
     """
     needed = training_state_bytes(config.model, config.optimizer.name)
+    needed //= layout.world_size // layout.dp_replicate
     memory = memory_bytes(device)
     if needed > memory:
         parameters = format_count(count_parameters(config.model).total)
@@ -124,9 +146,10 @@ def check_prompts(config: Config, tokenizer: Tokenizer) -> None:
 
 def restore(run: Run) -> None:
     """Bring the run to the newest checkpoint that verifies, or leave it at step 0."""
-    path, rejected = newest_valid(run.checkpoints)
+    found = newest_valid(run.checkpoints) if run.world.is_first else (None, [])
+    path, rejected = run.world.tell(found)
     for error in rejected:
-        append_event(run.folder, run.step, "checkpoint rejected", str(error))
+        run.note("checkpoint rejected", str(error))
         run.console.print(
             f"passing over a damaged checkpoint: {error}", markup=False, soft_wrap=True
         )
@@ -140,7 +163,7 @@ def restore(run: Run) -> None:
         problem = free_space_problem(run.folder, needed)
         if problem is not None:
             raise CheckpointError(problem)
-        append_event(run.folder, 0, "start", run.machine.device_name)
+        run.note("start", run.machine.device_name)
         return
     manifest = read_manifest(path)
     if manifest.state["data_identity"] != run.data.identity:
@@ -149,16 +172,31 @@ def restore(run: Run) -> None:
             f"{manifest.state['data_identity'][:12]} then, {run.data.identity[:12]} now; "
             "bring the old data back, or start a new run with another --run folder"
         )
-    run.data.check_hashes()
-    set_damaged_aside(run, path)
-    parameters = dict(run.model.named_parameters())
-    copy_into({n: p.data for n, p in parameters.items()}, load_tensors(path, "model"), "model")
-    load_state_tensors(run.model, run.optimizers, load_tensors(path, "optimizer"))
-    if run.scaler.is_enabled():
-        run.scaler.load_state_dict(dict(manifest.state["scaler"]))
+    if run.world.is_first:
+        run.data.check_hashes()
+        set_damaged_aside(run, path)
+    load_weights(run, path)
+    load_state_tensors(
+        run.working.named_parameters(),
+        run.optimizers,
+        load_tensors(path, "optimizer"),
+        part=run.world.layout.pp > 1,
+    )
+    if run.working.scaler.is_enabled():
+        run.working.scaler.load_state_dict(dict(manifest.state["scaler"]))
     run.step = manifest.step
     run.elapsed_seconds = manifest.state["elapsed_seconds"]
-    append_event(run.folder, run.step, "continue", run.machine.device_name)
+    run.note("continue", f"{run.machine.device_name}, {run.world.layout.describe()}")
+
+
+def load_weights(run: Run, path: Path) -> None:
+    """Give the model, or this process's part of it, the weights of a checkpoint of any layout."""
+    saved = load_tensors(path, "model")
+    with torch.device("meta"):
+        wanted = dict(Transformer(run.config.model).named_parameters())
+    check_fits(wanted, saved, "model")
+    names = {TIED_COPY: "embed.weight"}
+    fill(run.working.named_parameters(), lambda name, _: saved[names.get(name, name)])
 
 
 def set_damaged_aside(run: Run, resumed: Path) -> None:
@@ -174,17 +212,33 @@ def _checkpoint_bytes(run: Run) -> int:
 
 
 def save(run: Run, metrics: StepLog, samples: StepLog, progress: TrainingProgress) -> bool:
-    """Write a checkpoint; a failure is told and the run goes on, until three fail in a row."""
+    """Write a checkpoint; a failure is told and the run goes on, until three fail in a row.
+
+    The first process writes what all of them collect there.
+    """
+    parameters = list(run.working.named_parameters())
+    optimizer = state_tensors(parameters, run.optimizers)
+    if run.world.layout.world_size == 1:
+        tensors = {"model": {name: p.detach() for name, p in parameters}, "optimizer": optimizer}
+    else:
+        tensors = {
+            "model": collect_whole(parameters, run.world),
+            "optimizer": collect_whole(optimizer.items(), run.world),
+        }
+    problem = write_checkpoint(run, tensors, metrics, samples) if run.world.is_first else None
+    return settle_save(run, run.world.tell(problem), progress)
+
+
+def write_checkpoint(
+    run: Run, tensors: Mapping[str, Mapping[str, Tensor]], metrics: StepLog, samples: StepLog
+) -> str | None:
+    """Write a checkpoint, and the records up to it; returns what went wrong."""
     state = {
         "config": to_tables(run.config),
         "data_identity": run.data.identity,
         "tokenizer_sha256": run.tokenizer.sha256,
         "elapsed_seconds": run.elapsed_seconds,
-        "scaler": run.scaler.state_dict(),
-    }
-    tensors = {
-        "model": {name: p.detach() for name, p in run.model.named_parameters()},
-        "optimizer": state_tensors(run.model, run.optimizers),
+        "scaler": run.working.scaler.state_dict(),
     }
     metrics.sync()
     samples.sync()
@@ -197,16 +251,25 @@ def save(run: Run, metrics: StepLog, samples: StepLog, progress: TrainingProgres
             state=state,
         )
     except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def settle_save(run: Run, problem: str | None, progress: TrainingProgress) -> bool:
+    """Tell of a failed save, or delete what it made superfluous."""
+    if problem is not None:
         run.failed_saves += 1
-        append_event(run.folder, run.step, "save failed", str(error))
-        progress.say(f"checkpoint at step {run.step} failed, training goes on: {error}")
+        run.note("save failed", problem)
+        progress.say(f"checkpoint at step {run.step} failed, training goes on: {problem}")
         if run.failed_saves >= FAILED_SAVES_IN_A_ROW:
             raise CheckpointError(
                 f"{run.failed_saves} checkpoints in a row could not be saved; stopping at step "
-                f"{run.step} so that no more work is lost. {error}"
-            ) from error
+                f"{run.step} so that no more work is lost. {problem}"
+            )
         return False
     run.failed_saves = 0
+    if not run.world.is_first:
+        return True
     try:
         remove_old(run.checkpoints, run.config.checkpoint.keep)
     except CheckpointError as error:

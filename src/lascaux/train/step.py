@@ -6,17 +6,18 @@ Shapes: B batch, T sequence.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from lascaux.data.loader import NO_TARGET, Batch
 from lascaux.errors import LascauxError
-from lascaux.train.precision import WorkingCopy
+from lascaux.parallel.shards import local
+from lascaux.parallel.world import World
 
 
 class NonFiniteError(LascauxError):
@@ -35,62 +36,62 @@ def ignore_lap(part: str) -> None:
     """Nobody is timing."""
 
 
-def loss_sum(forward: Callable[..., Tensor], batch: Batch, device: torch.device) -> Tensor:
-    """Sum of the token losses of one micro-batch, nats, in fp32."""
-    return forward(
-        to_device(batch.tokens, device),
-        to_device(batch.targets, device),
-        positions=None if batch.positions is None else to_device(batch.positions, device),
-        document_ids=None if batch.document_ids is None else to_device(batch.document_ids, device),
-    )
+class Network(Protocol):
+    """What takes the gradients: a `WorkingCopy`, or a model split over processes."""
 
+    scaler: torch.amp.GradScaler
 
-def to_device(array: object, device: torch.device) -> Tensor:
-    """A numpy array as a tensor on the device."""
-    return torch.as_tensor(array, device=device)
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Every parameter this process has a part of, with its gradient afterwards."""
+        ...
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        ...
+
+    def forward_backward(
+        self, microbatches: Sequence[Batch], num_targets: int, lap: Callable[[str], None]
+    ) -> Tensor:
+        """Gradients of the sum of losses over `num_targets`; returns each micro-batch's share."""
+        ...
+
+    def gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient, on every process."""
+        ...
 
 
 def train_step(
-    working: WorkingCopy,
+    network: Network,
     optimizers: Sequence[Optimizer],
     microbatches: Sequence[Batch],
     *,
-    device: torch.device,
+    world: World,
     grad_clip: float | None,
-    scaler: torch.amp.GradScaler,
     lap: Callable[[str], None] = ignore_lap,
 ) -> StepResult:
-    """Update the model once from the micro-batches of one batch.
+    """Update the model once from this process's micro-batches of one batch.
 
     Where gradients overflowed in fp16, the scaler leaves the update out and lowers its scale. `lap`
     is called at the end of each part with its name: copy, forward, backward, optimizer.
-    Raises: NonFiniteError before anything is changed.
+    Raises: NonFiniteError, on every process alike, before anything is changed.
     """
-    model = working.model
-    num_targets = sum(int((batch.targets != NO_TARGET).sum()) for batch in microbatches)
-    losses: list[Tensor] = []
+    scaler = network.scaler
+    own_targets = sum(int((batch.targets != NO_TARGET).sum()) for batch in microbatches)
+    num_targets = world.count_targets(own_targets)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    working.refresh()
+    network.refresh()
     lap("copy")
-    for batch in microbatches:
-        loss = loss_sum(working.network, batch, device) / max(1, num_targets)
-        losses.append(loss.detach())
-        lap("forward")
-        scaler.scale(loss).backward()
-        lap("backward")
-        working.collect_gradients()
-        lap("copy")
+    losses = network.forward_backward(microbatches, max(1, num_targets), lap)
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = get_total_norm(gradients)
-    loss_value, grad_norm = torch.stack(losses).sum().item(), norm.item()
+    norm = network.gradient_norm()
+    loss_value, grad_norm = world.add_losses(losses).item(), norm.item()
     overflowed = scaler.is_enabled() and not math.isfinite(grad_norm)
     if not math.isfinite(loss_value) or not (math.isfinite(grad_norm) or overflowed):
-        raise NonFiniteError(describe_non_finite(model, loss_value, grad_norm))
+        raise NonFiniteError(describe_non_finite(network, loss_value, grad_norm))
     if grad_clip is not None:
-        clip_grads_with_norm_(model.parameters(), grad_clip, norm)
+        scale_gradients(network, grad_clip, norm)
     for optimizer in optimizers:
         scaler.step(optimizer)
     scaler.update()
@@ -98,20 +99,28 @@ def train_step(
     return StepResult(loss_value, grad_norm)
 
 
+@torch.no_grad()
+def scale_gradients(network: Network, grad_clip: float, norm: Tensor) -> None:
+    """Bring a gradient that is longer than `grad_clip` to that norm (as torch does, with 1e-6)."""
+    factor = (grad_clip / (norm + 1e-6)).clamp(max=1.0)
+    gradients = [local(p.grad) for _, p in network.named_parameters() if p.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an allocation failed; torch has a class of its own for it on GPUs alone."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def describe_non_finite(model: nn.Module, loss: float, grad_norm: float) -> str:
+def describe_non_finite(network: Network, loss: float, grad_norm: float) -> str:
     """Which number broke first: a weight, the loss, or a gradient."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    for name, parameter in network.named_parameters():
+        if not torch.isfinite(local(parameter)).all():
             return f"weight {name} is not finite (loss {loss}, gradient norm {grad_norm})"
     if not math.isfinite(loss):
         return f"the loss is {loss} although every weight is finite"
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None and not torch.isfinite(local(parameter.grad)).all():
             return f"the gradient of {name} is not finite (loss {loss})"
     return f"the gradient norm is {grad_norm} although every gradient is finite (loss {loss})"
 
