@@ -30,7 +30,7 @@ def resolve(world_size: int, model: dict[str, Any] | None = None, **settings: An
     [
         (2, dict(dp_shard=4), "needs 4 processes, and there are 2"),
         (1, dict(dp_shard=1, tp=2), "parallel.tp 2 needs 2 processes, and there is 1"),
-        (6, dict(tp=4), "parallel.tp 4 = 4 does not divide the 6 processes"),
+        (6, dict(tp=4), "parallel.tp 4 needs a multiple of 4 processes, and there are 6"),
         (4, dict(tp=4), "parallel.tp 4 does not divide model.num_heads 6; nearest: 3 or 6"),
         (3, dict(tp=3), "parallel.tp 3 does not divide model.num_kv_heads 2; nearest: 2"),
         (2, dict(tp=2, model=dict(vocab_size=511)), "set model.padded_vocab_size to 512"),

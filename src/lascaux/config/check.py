@@ -17,7 +17,8 @@ _POSITIVE = (
     "optimizer.eps "
     "optimizer.grad_clip optimizer.muon_newton_schulz_steps checkpoint.every_steps "
     "evaluate.max_tokens evaluate.final_max_tokens evaluate.sample_tokens generate.max_tokens "
-    "tokenizer.train_bytes"
+    "tokenizer.train_bytes parallel.dp_replicate parallel.dp_shard parallel.tp parallel.cp "
+    "parallel.pp parallel.virtual_pp parallel.timeout_seconds"
 ).split()
 _NOT_NEGATIVE = (
     "model.learned_position_offset train.seed optimizer.weight_decay schedule.warmup_steps "

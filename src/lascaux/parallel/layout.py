@@ -78,14 +78,16 @@ def resolve_layout(config: Config, world_size: int) -> Layout:
     product = others * (parallel.dp_shard or 1)
     if parallel.dp_shard is None and world_size % others:
         raise ConfigError(
-            f"{asked} = {others} does not divide the {world_size} processes; start a multiple of "
-            f"{others}: torchrun --nproc-per-node {others} -m lascaux …"
+            f"{asked} needs a multiple of {others} processes, and there "
+            f"{'is' if world_size == 1 else 'are'} {world_size}; start it with torchrun "
+            f"--nproc-per-node {others} -m -- lascaux …"
         )
     if parallel.dp_shard is not None and product != world_size:
         raise ConfigError(
             f"{asked or 'the layout'} needs {product} processes, and there "
             f"{'is' if world_size == 1 else 'are'} {world_size}; start it with torchrun "
-            f"--nproc-per-node {product} -m lascaux …, or leave parallel.dp_shard unset to use all"
+            f"--nproc-per-node {product} -m -- lascaux …, or leave parallel.dp_shard unset to use "
+            "all of them"
         )
     layout = Layout(
         pp=parallel.pp,
