@@ -38,8 +38,7 @@ class Row:
 
 def tensor_plan(model: ModelConfig) -> tuple[Row, ...]:
     """The rows of a model; the first that matches a module counts."""
-    one_sum = model.block == "parallel" and not model.sandwich_norm
-    one_sum = one_sum or (model.block == "parallel_two_norms" and not model.sandwich_norm)
+    one_sum = model.block != "sequential" and not model.sandwich_norm
     return (
         Row(pattern="embed", weights="rows", after="scatter"),
         Row(pattern="position_embed", weights="whole"),
