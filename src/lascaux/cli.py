@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from lascaux.config.describe import describe_section
+from lascaux.arguments import Parser, add_command, split_flags
 from lascaux.config.load import (
     DEFAULT_PRESET,
     load_config,
@@ -29,7 +29,7 @@ from lascaux.config.load import (
     to_toml,
 )
 from lascaux.config.schema import Config, SourceConfig
-from lascaux.errors import ConfigError, LascauxError, ProcessLost, TrainingStopped, suggest
+from lascaux.errors import ConfigError, LascauxError, ProcessLost, TrainingStopped
 from lascaux.parallel.runtime import let_waiting_threads_sleep, this_process
 
 if TYPE_CHECKING:
@@ -100,59 +100,6 @@ def run_command(arguments: Sequence[str]) -> int:
     return command(options, flags)
 
 
-def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Set `--section.key=value` and `--section.key value` apart from the rest."""
-    plain: list[str] = []
-    flags: list[str] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        key, equals, _ = argument.partition("=")
-        if not (key.startswith("--") and "." in key):
-            plain.append(argument)
-        elif equals:
-            flags.append(argument)
-        elif rest:
-            flags.append(f"{argument}={rest.pop(0)}")
-        else:
-            raise ConfigError(f"{argument} needs a value: {argument}=VALUE")
-    return plain, flags
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that says what is wrong in one line and suggests the nearest word."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        words = [word for action in self._actions for word in action.option_strings]
-        hint = ""
-        if message.startswith("unrecognized arguments: "):
-            hint = suggest(message.removeprefix("unrecognized arguments: ").split("=")[0], words)
-        raise ConfigError(f"{message}{hint}\nsee: {self.prog} --help")
-
-
-def add_command(
-    commands: "argparse._SubParsersAction[Parser]",
-    name: str,
-    function: Callable[[argparse.Namespace, list[str]], int],
-    words: str,
-    sections: Sequence[str] = (),
-) -> argparse.ArgumentParser:
-    """A command with its help, and that of the settings it hears."""
-    settings = "\n\n".join(describe_section(section) for section in sections)
-    command = commands.add_parser(
-        name,
-        help=words,
-        description=words[0].upper() + words[1:] + ".",
-        epilog=f"settings (shown with their defaults):\n{settings}" if settings else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    command.set_defaults(run_command=function)
-    command.add_argument("--json", action="store_true", help="print the result as JSON")
-    return command
-
-
 def build_parser() -> Parser:
     """The commands, their arguments and help."""
     parser = Parser(
@@ -194,6 +141,22 @@ def build_parser() -> Parser:
     bench.add_argument("what", nargs="?", choices=("train", "generate"), default="train")
     bench.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
     bench.add_argument("--rounds", type=int, default=9, metavar="N", help="default: 9")
+
+    prove = add(
+        "prove",
+        prove_command,
+        "train a shrunken copy on a layout and on one process, and compare",
+        ("parallel", "model", "train", "optimizer"),
+    )
+    prove.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
+    prove.add_argument(
+        "--processes", type=int, metavar="N", help="default: as many as the axes need"
+    )
+    prove.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build the full size for one of N processes instead: what it holds and says",
+    )
 
     report = add("report", report_command, "write RUN/report.html")
     report.add_argument("source", type=Path, metavar="RUN")
@@ -334,6 +297,21 @@ def bench_command(options: argparse.Namespace, flags: list[str]) -> int:
     else:
         print(describe_generation(speed))
     return 0
+
+
+def prove_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux prove`; exits 1 when the layout trains another model."""
+    from lascaux.prove.command import run_dry, run_prove
+
+    config = load_config(options.target, flags)
+    if options.dry_run:
+        found = run_dry(config, options.processes, stderr_console(), options.json)
+        agrees = True
+    else:
+        found, agrees = run_prove(config, options.processes, stderr_console(), options.json)
+    if found is not None:
+        print_json(found) if options.json else print(found)
+    return 0 if agrees else 1
 
 
 def report_command(options: argparse.Namespace, flags: list[str]) -> int:

@@ -74,6 +74,7 @@ CASES = [
     Case("tied", "adamw", dtype=torch.float64),
     Case("llama", "sgd", dtype=torch.float64),
     Case("bloom", "adamw", documents=True, dtype=torch.float64),
+    Case("llama", "muon", dtype=torch.float64),
 ]
 
 

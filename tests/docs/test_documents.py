@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lascaux.cli import build_parser, split_flags
+from lascaux.arguments import split_flags
+from lascaux.cli import build_parser
 from lascaux.config.load import load_config, preset_names
 
 ROOT = Path(__file__).parents[2]

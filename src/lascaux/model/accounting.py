@@ -36,7 +36,7 @@ class ParameterCount:
 def count_parameters(model: ModelConfig) -> ParameterCount:
     """Exact number of parameters of each kind, biases and padding rows included."""
     width, attention, kv = model.d_model, model.attention_width, model.kv_heads * model.head_width
-    norm = width * (2 if model.norm == "layernorm" and model.norm_bias else 1)
+    norm = norm_parameters(model)
     norms_per_layer = (1 if model.block == "parallel" else 2) + (2 if model.sandwich_norm else 0)
     qk_norm = {
         "none": 0,
@@ -67,10 +67,17 @@ def replicated_parameters(model: ModelConfig) -> int:
     20,556,201,984 has them twice; GPT-J's 6,053,381,344 eight times, with a bias on the embedding
     that the released weights do not have (mesh-transformer-jax, layers.py).
     """
-    output_biases = (
-        model.num_layers * model.d_model * (model.attention_output_bias + model.ffn_bias)
-    )
-    return count_parameters(model).norm + output_biases
+    return count_parameters(model).norm + output_bias_parameters(model)
+
+
+def norm_parameters(model: ModelConfig) -> int:
+    """Gain and bias of one norm over the residual width."""
+    return model.d_model * (2 if model.norm == "layernorm" and model.norm_bias else 1)
+
+
+def output_bias_parameters(model: ModelConfig) -> int:
+    """Biases of all attention and feed-forward outputs."""
+    return model.num_layers * model.d_model * (model.attention_output_bias + model.ffn_bias)
 
 
 def attention_matmul_parameters(model: ModelConfig) -> int:

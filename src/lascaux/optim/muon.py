@@ -8,14 +8,18 @@ the two. Shapes: N matrices of R rows and C columns.
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lascaux.parallel.shards import local, slab_of, whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic, steep at zero (Jordan et al. 2024)
 RMS_OF_ADAMW = 0.2
+ELEMENTS_AT_ONCE = 2**26  # 256 MiB in fp32
 
 
 class Muon(Optimizer):
@@ -60,14 +64,19 @@ class Muon(Optimizer):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                directions = [self._momentum(p, group["momentum"]) for p in parameters]
-                updates = orthogonalise(
-                    torch.stack(directions), group["newton_schulz_steps"], group["compute_dtype"]
-                )
-                scale = group["lr"] * RMS_OF_ADAMW * max(shape) ** 0.5
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.to(parameter.dtype), alpha=-scale)
+                at_once = max(1, ELEMENTS_AT_ONCE // shape.numel())
+                for start in range(0, len(parameters), at_once):
+                    self._update(parameters[start : start + at_once], group)
+
+    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Move parameters of one shape."""
+        directions = torch.stack([whole(self._momentum(p, group["momentum"])) for p in parameters])
+        updates = orthogonalise(directions, group["newton_schulz_steps"], group["compute_dtype"])
+        scale = group["lr"] * RMS_OF_ADAMW * max(parameters[0].shape) ** 0.5
+        for parameter, update in zip(parameters, updates, strict=True):
+            own = update[slab_of(parameter)].to(parameter.dtype)
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            local(parameter).add_(own, alpha=-scale)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """The gradient, looking one step ahead along its running average."""

@@ -44,6 +44,7 @@ def build_optimizers(
     """
     named = dict(parameters)
     in_bf16 = precision == "bf16" or any(parameter.is_cuda for parameter in named.values())
+    dtype = next(iter(named.values())).dtype
     kept_apart = {*EMBEDDINGS, TIED_COPY}
     embeddings = [p for n, p in named.items() if n in kept_apart]
     if config.name == "adamw":
@@ -63,7 +64,7 @@ def build_optimizers(
         weight_decay=config.weight_decay,
         momentum=DEFAULT_MUON_MOMENTUM if config.muon_momentum is None else config.muon_momentum,
         newton_schulz_steps=config.muon_newton_schulz_steps or DEFAULT_NEWTON_SCHULZ_STEPS,
-        compute_dtype=torch.bfloat16 if in_bf16 else torch.float32,
+        compute_dtype=torch.bfloat16 if in_bf16 else torch.promote_types(torch.float32, dtype),
     )
     _remember_peak_lr(muon)
     lr = config.adamw_lr or config.lr

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from lascaux.config.schema import Config
 from lascaux.model.attention import Attend
@@ -28,6 +28,9 @@ from lascaux.parallel.vocabulary import split_cross_entropy
 from lascaux.parallel.world import World
 
 SEQUENCE_DIM = 1
+
+Initialise = Callable[[Transformer, torch.device, int], None]
+"""memory and weights for this process's part of a model on the meta device, from a seed"""
 
 
 def split_model(model: Transformer, world: World, config: Config, dtype: torch.dtype) -> None:
@@ -86,11 +89,15 @@ def _compute_locally(module: nn.Module, row: Row, group: ProcessGroup) -> None:
 
 
 def _own(parameter: Tensor, row: Row, name: str, group: ProcessGroup) -> Tensor:
-    """The local part of a parameter; what all have whole gets the sum of their gradients."""
+    """The local part of a parameter.
+
+    What all have whole gets this process's part of the gradient, once for each micro-batch;
+    `add_tensor_parallel_gradients` sums the parts once a step.
+    """
     assert isinstance(parameter, DTensor)
+    own = parameter.to_local()
     if isinstance(parameter.placements[0], Shard):
-        return parameter.to_local()
-    own = parameter.to_local(grad_placements=[Partial()])
+        return own
     if row.weights == "columns" and name == "bias" and group.rank() > 0:
         return own * 0  # it is added once, by the first process, and the parts are summed
     return own

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from lascaux.config.check import no_effect
-from lascaux.config.schema import Config, ModelConfig, ParallelConfig
+from lascaux.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
 from lascaux.errors import ConfigError
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
@@ -102,10 +102,20 @@ def resolve_layout(config: Config, world_size: int) -> Layout:
 
 def check_layout(config: Config, layout: Layout) -> None:
     """Raises: ConfigError for the first thing that the layout cannot split."""
+    _check_settings(config.train, layout)
     _check_tensor(config.model, layout.tp)
     _check_sequence(config, layout)
     _check_pipeline(config.model, config.parallel)
     _check_batch(config, layout)
+
+
+def _check_settings(train: TrainConfig, layout: Layout) -> None:
+    if layout.world_size == 1:
+        return
+    if train.precision == "fp16":
+        raise ConfigError("'train.precision' fp16 is for one process; use bf16 with several")
+    if train.compile:
+        raise ConfigError("'train.compile' is for one process; leave it off with several")
 
 
 def _check_tensor(model: ModelConfig, tp: int) -> None:

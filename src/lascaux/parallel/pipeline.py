@@ -19,19 +19,24 @@ from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleInterle
 from lascaux.config.schema import Config
 from lascaux.data.loader import Batch
 from lascaux.model.transformer import Transformer
-from lascaux.parallel.apply import initialise_shards, release_weights, split_model
+from lascaux.parallel.apply import Initialise, release_weights, split_model
 from lascaux.parallel.context import cut_sequences
 from lascaux.parallel.microbatch import network_inputs
 from lascaux.parallel.plan import TIED_COPY, stage_layers, stages_of
 from lascaux.parallel.shards import local
-from lascaux.parallel.world import World, gradient_norm
+from lascaux.parallel.world import World, add_tensor_parallel_gradients, gradient_norm
 
 
 class PipelineModel:
     """This process's stages of one model; `num_microbatches` are those of a step."""
 
     def __init__(
-        self, config: Config, world: World, dtype: torch.dtype, num_microbatches: int
+        self,
+        config: Config,
+        world: World,
+        dtype: torch.dtype,
+        num_microbatches: int,
+        initialise: Initialise,
     ) -> None:
         parallel, layers = config.parallel, config.model.num_layers
         self.config, self.world = config, world
@@ -44,7 +49,7 @@ class PipelineModel:
         for stage in own:
             model = make_stage(config, ranges[stage], stage == 0, stage == self.num_stages - 1)
             split_model(model, world, config, dtype)
-            initialise_shards(model, world.device, config.train.seed)
+            initialise(model, world.device, config.train.seed)
             self.models[stage] = model
         self._sharded = [  # FSDP swaps them in the models
             (TIED_COPY if name == "embed.weight" and stage > 0 else name, parameter)
@@ -108,6 +113,7 @@ class PipelineModel:
         """
         self.num_targets = num_targets
         losses = self._run(self.schedule.step, microbatches)
+        add_tensor_parallel_gradients(self.world, (p for _, p in self.named_parameters()))
         self._add_tied_gradients()
         lap("backward")
         return losses

@@ -31,6 +31,11 @@ def this_process() -> Process:
     )
 
 
+def meet_on_this_machine(port: int) -> None:
+    """Have processes forked from this one find each other as torchrun's do."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
 def let_waiting_threads_sleep() -> None:
     """Have OpenMP's threads sleep soon while they wait, unless the user decided that.
 

@@ -13,12 +13,12 @@ from torch.nn.utils import get_total_norm
 from lascaux.config.schema import Config
 from lascaux.data.loader import Batch
 from lascaux.model.transformer import Transformer
-from lascaux.parallel.apply import initialise_shards, release_weights, split_model
+from lascaux.parallel.apply import Initialise, release_weights, split_model
 from lascaux.parallel.collectives import all_gather
 from lascaux.parallel.context import cut_sequences
 from lascaux.parallel.microbatch import TreeSum, add_pairs, loss_sum
 from lascaux.parallel.shards import as_shard, local, whole
-from lascaux.parallel.world import World, gradient_norm
+from lascaux.parallel.world import World, add_tensor_parallel_gradients, gradient_norm
 
 Lap = Callable[[str], None]
 
@@ -26,12 +26,14 @@ Lap = Callable[[str], None]
 class SplitModel:
     """One model over the processes of a world, without a pipeline."""
 
-    def __init__(self, config: Config, world: World, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: Config, world: World, dtype: torch.dtype, initialise: Initialise
+    ) -> None:
         self.world, self.config = world, config
         with torch.device("meta"):
             self.model = Transformer(config.model)
         split_model(self.model, world, config, dtype)
-        initialise_shards(self.model, world.device, config.train.seed)
+        initialise(self.model, world.device, config.train.seed)
         self._sharded = list(self.model.named_parameters())  # FSDP swaps them in the model
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=False)
         self.deterministic = config.train.deterministic
@@ -65,6 +67,7 @@ class SplitModel:
         for number, batch in enumerate(microbatches, start=1):
             fsdp.set_requires_all_reduce(number == len(microbatches))
             losses.append(self._backward(batch, num_targets, lap))
+        add_tensor_parallel_gradients(self.world, (p for _, p in self.named_parameters()))
         return torch.stack(losses)
 
     def _backward(self, batch: Batch, num_targets: int, lap: Lap) -> Tensor:

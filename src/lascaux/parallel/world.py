@@ -54,6 +54,10 @@ class World:
         assert self.mesh is not None
         return self._cp_group if axis == "cp" else self.mesh.get_group(axis)
 
+    def groups(self) -> dict[str, ProcessGroup]:
+        """The groups this process belongs to, by their axes."""
+        return {axis: self.group(axis) for axis in (*MESH_AXES, "cp")} if self.mesh else {}
+
     def sum_over(self, value: Tensor, axes: Iterable[str]) -> Tensor:
         """The sum over the processes of these mesh axes, in place."""
         if self.mesh is not None:
@@ -162,6 +166,21 @@ def is_lost_connection(error: RuntimeError) -> bool:
     """Whether a collective failed because another process is gone or silent."""
     words = ("gloo", "connection", "timed out", "nccl", "socket")
     return dist.is_initialized() and any(word in str(error).lower() for word in words)
+
+
+@torch.no_grad()
+def add_tensor_parallel_gradients(world: World, parameters: Iterable[Tensor]) -> None:
+    """Sum the gradients of what every tp process has whole, each having seen a part, in one go."""
+    if world.layout.tp == 1:
+        return
+    parts = [
+        local(parameter.grad)
+        for parameter in parameters
+        if parameter.grad is not None and not _is_split_by_tp(parameter)
+    ]
+    flat = world.sum_over(torch.cat([part.flatten() for part in parts]), ("tp",))
+    for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+        part.copy_(total.view(part.shape))
 
 
 def gradient_norm(world: World, parameters: Iterable[Tensor]) -> Tensor:

@@ -74,7 +74,6 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
     device = prepare_device(config.train, process)
     check_memory(config, device, layout)
     if process.world_size > 1:
-        check_several(config)
         connect(device, process, config.parallel.timeout_seconds)
     world = World(layout, process.rank, device)
     if not world.is_first:
@@ -122,20 +121,6 @@ def open_folder(folder: Path, stack: ExitStack) -> None:
     except OSError as error:
         raise CheckpointError(f"cannot make the run folder {folder}: {error.strerror}") from error
     stack.enter_context(RunLock(folder))
-
-
-def check_several(config: Config) -> None:
-    """What several processes do not do yet."""
-    train = config.train
-    if train.precision == "fp16":
-        raise ConfigError("'train.precision' fp16 is for one process; use bf16 with several")
-    if train.compile:
-        raise ConfigError("'train.compile' is for one process; leave it off with several")
-    if config.optimizer.name == "muon":
-        raise ConfigError(
-            "'optimizer.name' muon needs whole matrices and is for one process; with several use "
-            "--optimizer.name=adamw (and unset --optimizer.adamw_lr=none)"
-        )
 
 
 def with_precision(config: Config, precision: Precision) -> Config:

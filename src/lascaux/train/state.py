@@ -20,10 +20,11 @@ from lascaux.data.loader import SampleReader, ShareOfSamples
 from lascaux.data.shards import PreparedData
 from lascaux.data.tokenizer import Tokenizer
 from lascaux.errors import CheckpointError, ConfigError
-from lascaux.model.accounting import checkpoint_bytes, count_parameters, training_state_bytes
+from lascaux.model.accounting import checkpoint_bytes, count_parameters
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import build_optimizers, load_state_tensors, state_tensors
+from lascaux.parallel.accounting import largest_training_state_bytes
 from lascaux.parallel.layout import Layout
 from lascaux.parallel.network import split_network
 from lascaux.parallel.pipeline import PipelineModel
@@ -121,8 +122,7 @@ def check_memory(config: Config, device: torch.device, layout: Layout) -> None:
 
     Raises: ConfigError with both figures.
     """
-    needed = training_state_bytes(config.model, config.optimizer.name)
-    needed //= layout.world_size // layout.dp_replicate
+    needed = largest_training_state_bytes(config, layout)
     memory = memory_bytes(device)
     if needed > memory:
         parameters = format_count(count_parameters(config.model).total)
