@@ -111,7 +111,13 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     add = partial(add_command, commands)
+    add_making_commands(add)
+    add_reading_commands(add)
+    return parser
 
+
+def add_making_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Those that start from a configuration."""
     train = add("train", train_command, "train a model; again: continue", ALL_SECTIONS)
     train.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
     train.add_argument("--run", type=Path, metavar="DIR", help="default: runs/PRESET or runs/FILE")
@@ -127,10 +133,6 @@ def build_parser() -> Parser:
     prepare.add_argument(
         "--text-field", default="text", metavar="NAME", help="field with the text; default: text"
     )
-
-    generate = add("generate", generate_command, "continue a prompt", ("generate",))
-    generate.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
-    generate.add_argument("--prompt", default="", metavar="TEXT")
 
     bench = add(
         "bench",
@@ -158,16 +160,22 @@ def build_parser() -> Parser:
         help="build the full size for one of N processes instead: what it holds and says",
     )
 
+    config = add("config", config_command, "print the resolved settings as TOML", ALL_SECTIONS)
+    config.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
+    config.add_argument("--list", action="store_true", help="list the presets")
+
+
+def add_reading_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Those that start from a run."""
+    generate = add("generate", generate_command, "continue a prompt", ("generate",))
+    generate.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
+    generate.add_argument("--prompt", default="", metavar="TEXT")
+
     report = add("report", report_command, "write RUN/report.html")
     report.add_argument("source", type=Path, metavar="RUN")
 
     verify = add("verify", verify_command, "check every hash of a run")
     verify.add_argument("source", type=Path, metavar="RUN")
-
-    config = add("config", config_command, "print the resolved settings as TOML", ALL_SECTIONS)
-    config.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
-    config.add_argument("--list", action="store_true", help="list the presets")
-    return parser
 
 
 def stderr_console() -> "Console":
