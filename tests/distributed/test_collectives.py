@@ -1,21 +1,28 @@
 """How often a block talks under tensor parallelism; a split model is put together right."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import lascaux.checkpoint.parts as parts
 import lascaux.parallel.collectives as collectives
+from lascaux.checkpoint.files import FileRecord
+from lascaux.checkpoint.parts import read_slabs, saved_tensors
+from lascaux.checkpoint.save import write_tensors
+from lascaux.errors import CheckpointError
+from lascaux.optim.optimizer import load_state_tensors, state_tensors
 from lascaux.parallel.layout import resolve_layout
 from lascaux.parallel.network import split_network
 from lascaux.parallel.plan import TIED_COPY
-from lascaux.parallel.shards import fill
+from lascaux.parallel.shards import fill, local, slab_of
 from lascaux.parallel.split import SplitModel
-from lascaux.parallel.whole import collect_whole
 from lascaux.parallel.world import World
+from lascaux.train.saving import own_pieces
 from lascaux.train.step import split_batch
 from tests.distributed.ranks import on_ranks
-from tests.distributed.test_layouts import CPU, make_batch, make_config
+from tests.distributed.test_layouts import CPU, make_batch, make_config, make_optimizers
 
 
 def count(rank: int, model: str) -> dict[str, int]:
@@ -45,26 +52,82 @@ def test_a_parallel_block_reduces_once() -> None:
     assert parallel == {"all_gather": 2 * 4 + outside, "_reduce_scatter": 2 * 4 + outside}
 
 
-def there_and_back(rank: int, parallel: dict[str, Any], size: int) -> bool:
+def make(name: str, shape: torch.Size) -> torch.Tensor:
+    seed = sum(map(ord, name))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def split(rank: int, parallel: dict[str, Any], optimizer: str) -> tuple[Any, World, Any]:
     config = make_config("tied", **parallel)
-    world = World(resolve_layout(config, size), rank, CPU)
+    world = World(resolve_layout(config, 4), rank, CPU)
     network = split_network(config, world, torch.float32)
-
-    def make(name: str, shape: torch.Size) -> torch.Tensor:
-        seed = sum(map(ord, "embed.weight" if name == TIED_COPY else name))
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-    fill(network.named_parameters(), make)
-    found = collect_whole(network.named_parameters(), world)
-    if rank > 0:
-        return not found
-    return len(found) > 30 and all(torch.equal(t, make(n, t.shape)) for n, t in found.items())
+    return network, world, make_optimizers(network, config, optimizer)
 
 
-@pytest.mark.parametrize(
-    "parallel",
-    [dict(dp_shard=4), dict(dp_replicate=2, tp=2), dict(dp_shard=2, tp=2), dict(pp=2, tp=2)],
-    ids=str,
-)
-def test_weights_go_to_any_layout_and_come_back(parallel: dict[str, Any]) -> None:
-    assert all(on_ranks(4, there_and_back, parallel, 4))
+def write(rank: int, parallel: dict[str, Any], folder: Path) -> dict[str, FileRecord]:
+    """This process's files, once its weights and moments are what `make` says."""
+    network, world, optimizers = split(rank, parallel, "adamw")
+    named = list(network.named_parameters())
+    for _, parameter in named:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizers[0].step()
+    weights = {"embed.weight" if n == TIED_COPY else n: p for n, p in named}
+    state = state_tensors(named, optimizers)
+    fill(weights.items(), make)
+    fill(((n, t) for n, t in state.items() if t.ndim > 0), make)
+    return write_tensors(folder, own_pieces(named, state, world, True), rank)
+
+
+def read(rank: int, parallel: dict[str, Any], folder: Path, files: dict[str, FileRecord]) -> bool:
+    """Whether this process gets its part of weights and moments."""
+    network, _, optimizers = split(rank, parallel, "adamw")
+    named = list(network.named_parameters())
+    names = {TIED_COPY: "embed.weight"}
+    wanted = {names.get(n, n): slab_of(p) for n, p in named}
+    found = read_slabs(folder, files, "model", wanted)
+    same = all(
+        torch.equal(found[n], make(n, p.shape)[wanted[n]])
+        for n, p in ((names.get(n, n), p) for n, p in named)
+    )
+    load_state_tensors(
+        named,
+        optimizers,
+        saved_tensors(folder, files, "optimizer"),
+        lambda slabs: read_slabs(folder, files, "optimizer", slabs),
+        part=True,
+    )
+    return same and all(
+        t.item() == 1 if t.ndim == 0 else torch.equal(local(t), make(n, t.shape)[slab_of(t)])
+        for n, t in state_tensors([(names.get(n, n), p) for n, p in named], optimizers).items()
+    )
+
+
+PLACES = [
+    dict(dp_shard=4),
+    dict(dp_replicate=2, tp=2),
+    dict(dp_shard=2, tp=2),
+    dict(pp=2, tp=2),
+    dict(pp=2, dp_replicate=2),
+]
+
+
+@pytest.mark.parametrize("number", range(len(PLACES)), ids=[str(place) for place in PLACES])
+def test_parts_go_from_any_layout_to_any_other(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "LARGEST_FILE_BYTES", 5_000)  # many files, tensors cut in rows
+    records = on_ranks(4, write, PLACES[number], tmp_path)
+    files: dict[str, FileRecord] = {}
+    for own in records:
+        assert not files.keys() & own.keys()
+        files |= own
+    assert len(files) > 8
+    whole = read_slabs(tmp_path, files, "model")
+    assert len(whole) > 30
+    assert all(torch.equal(tensor, make(name, tensor.shape)) for name, tensor in whole.items())
+    for to in (PLACES[number], PLACES[number - 1], PLACES[number - 2]):
+        assert all(on_ranks(4, read, to, tmp_path, files))
+    (tmp_path / min(files)).unlink()
+    rest = {name: record for name, record in files.items() if name != min(files)}
+    with pytest.raises(CheckpointError, match="has not all of"):
+        read_slabs(tmp_path, rest, "model", {n: slab_of(t) for n, t in whole.items()})

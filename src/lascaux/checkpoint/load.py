@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lascaux.checkpoint.files import check_file, read_checked, unreadable
+from lascaux.checkpoint.files import FileRecord, check_file, unreadable
 from lascaux.checkpoint.manifest import read_manifest, step_of
-from lascaux.checkpoint.tensor_file import decode
+from lascaux.checkpoint.parts import Slab, files_of, read_slabs, saved_tensors
 from lascaux.errors import CheckpointError
 
 DIFFERENCES_SHOWN = 5
@@ -64,18 +64,40 @@ def newest_valid(checkpoints: Path) -> tuple[Path | None, list[CheckpointError]]
 
 
 def load_tensors(path: Path, stem: str) -> dict[str, Tensor]:
-    """The tensors of STEM.safetensors in a checkpoint, on the CPU.
+    """The tensors of a stem in a checkpoint, whole, on the CPU.
 
-    The file is read into memory once, hashed there, and the tensors are views of those bytes: the
-    size of the file is all the memory it takes, until the last tensor is gone.
+    A file that holds whole tensors is read into memory once, hashed there, and the tensors are
+    views of those bytes: its size is all the memory it takes, until the last of them is gone.
 
-    Raises: CheckpointError if the manifest or this file is not what was saved.
+    Raises: CheckpointError if the manifest or a file is not what was saved.
     """
-    name = f"{stem}.safetensors"
+    return read_slabs(path, files_with(path, stem), stem)
+
+
+def load_slabs(path: Path, stem: str, wanted: Mapping[str, Slab]) -> dict[str, Tensor]:
+    """Ranges of a stem's tensors, on the CPU; files without a part of them are not read.
+
+    Raises: CheckpointError if the manifest or a file is not what was saved, or lacks a range.
+    """
+    return read_slabs(path, files_with(path, stem), stem, wanted)
+
+
+def describe_tensors(path: Path, stem: str) -> dict[str, Tensor]:
+    """Every tensor of a stem on the meta device: name, whole shape and dtype.
+
+    Raises: CheckpointError if there are none, or a header is damaged.
+    """
+    return saved_tensors(path, files_with(path, stem), stem)
+
+
+def files_with(path: Path, stem: str) -> Mapping[str, FileRecord]:
+    """The files of a checkpoint that has this stem."""
     files = read_manifest(path).files
-    if name not in files:
-        raise CheckpointError(f"{path} has no {name}; found: {', '.join(sorted(files))}")
-    return decode(path / name, read_checked(path / name, files[name]))
+    if not files_of(stem, files):
+        raise CheckpointError(
+            f"{path} has no {stem}.safetensors; found: {', '.join(sorted(files))}"
+        )
+    return files
 
 
 def copy_into(module_state: Mapping[str, Tensor], loaded: Mapping[str, Tensor], what: str) -> None:

@@ -5,7 +5,8 @@ all at once: `commit.py`.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lascaux.checkpoint.commit import (
     remove_leftovers,
     retire_folders,
 )
-from lascaux.checkpoint.files import record_of, write_file
+from lascaux.checkpoint.files import FileRecord, write_file
 from lascaux.checkpoint.load import list_checkpoints, verify_checkpoint
 from lascaux.checkpoint.manifest import (
     MANIFEST_NAME,
@@ -26,9 +27,19 @@ from lascaux.checkpoint.manifest import (
     read_manifest,
     step_folder_name,
 )
-from lascaux.checkpoint.tensor_file import encode, encoded_bytes
+from lascaux.checkpoint.parts import Piece, part_bytes, part_records, write_part
 from lascaux.errors import CheckpointError
 from lascaux.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """The other processes that write parts of a checkpoint; the first one publishes it."""
+
+    announce: Callable[[Path], None]
+    """tell them the folder to write to"""
+    collect: Callable[[], Mapping[str, FileRecord]]
+    """wait for their files; raises CheckpointError when one of them failed"""
 
 
 def save_checkpoint(
@@ -36,27 +47,29 @@ def save_checkpoint(
     *,
     step: int,
     tokens_seen: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    tensors: Mapping[str, Sequence[Piece]],
     state: Mapping[str, Any],
+    others: Others | None = None,
 ) -> Path:
     """Write CHECKPOINTS/step_0000STEP, durable when this returns; afterwards it is there or not.
 
-    `tensors` are saved as one safetensors file for each stem; `state` is JSON. A checkpoint of this
-    step that is there and intact is never overwritten: it is returned if it holds the same tensors
-    (its `state` may differ, elapsed time does), and refused otherwise. A damaged one is replaced,
-    once the new one is complete.
+    `tensors` has the pieces of each stem that this process writes; `state` is JSON. A checkpoint of
+    this step that is there and intact is never overwritten: it is returned if it holds the same
+    tensors (its `state` may differ, elapsed time does), and refused otherwise, as it always is
+    where other processes write too. A damaged one is replaced, once the new one is complete.
 
     Raises: CheckpointError with path, bytes needed and bytes free; nothing of this save is then
     left that a load would find, and older checkpoints are as they were.
     """
     final = checkpoints / step_folder_name(step)
-    needed_bytes = sum(encoded_bytes(group) for group in tensors.values())
+    needed_bytes = sum(part_bytes(pieces) for pieces in tensors.values())
 
     def write(folder: Path) -> None:
-        files = {
-            f"{stem}.safetensors": write_file(folder / f"{stem}.safetensors", encode(group))
-            for stem, group in tensors.items()
-        }
+        if others is not None:
+            others.announce(folder)
+        files = write_tensors(folder, tensors, None if others is None else 0)
+        if others is not None:
+            files |= others.collect()
         manifest = Manifest(step=step, tokens_seen=tokens_seen, state=state, files=files)
         write_file(folder / MANIFEST_NAME, [encode_manifest(manifest)])
 
@@ -64,7 +77,7 @@ def save_checkpoint(
         make_folder(checkpoints)
         remove_leftovers(checkpoints)
         if _is_intact(final):
-            _require_same(final, tokens_seen, tensors)
+            _require_same(final, tokens_seen, tensors, others)
         else:
             commit_folder(final, write)
     except OSError as error:
@@ -74,6 +87,24 @@ def save_checkpoint(
             "saved before are untouched; make room there or mend what the reason names"
         ) from error
     return final
+
+
+def write_tensors(
+    folder: Path, tensors: Mapping[str, Sequence[Piece]], rank: int | None
+) -> dict[str, FileRecord]:
+    """One process's files of a checkpoint: `rank` of several, None for the only one.
+
+    Raises: OSError.
+    """
+    files: dict[str, FileRecord] = {}
+    for stem, pieces in tensors.items():
+        files |= write_part(folder, stem, pieces, rank)
+    return files
+
+
+def whole_pieces(tensors: Mapping[str, Tensor]) -> list[Piece]:
+    """Tensors that are no parts of others."""
+    return [Piece(name, tensor) for name, tensor in tensors.items()]
 
 
 def _is_intact(path: Path) -> bool:
@@ -87,14 +118,21 @@ def _is_intact(path: Path) -> bool:
 
 
 def _require_same(
-    path: Path, tokens_seen: int, tensors: Mapping[str, Mapping[str, Tensor]]
+    path: Path,
+    tokens_seen: int,
+    tensors: Mapping[str, Sequence[Piece]],
+    others: Others | None,
 ) -> None:
     saved = read_manifest(path)
-    wanted = {f"{stem}.safetensors": record_of(encode(group)) for stem, group in tensors.items()}
+    wanted: dict[str, FileRecord] = {}
+    for stem, pieces in tensors.items():
+        wanted |= part_records(stem, pieces)
     names = sorted(saved.files.keys() | wanted.keys())
     differing = [name for name in names if saved.files.get(name) != wanted.get(name)]
     if saved.tokens_seen != tokens_seen:
         differing.append(f"tokens_seen, saved: {saved.tokens_seen:,}, wanted: {tokens_seen:,}")
+    if others is not None:
+        differing = ["what other processes have, perhaps"]
     if differing:
         raise CheckpointError(
             f"{path} holds another checkpoint of step {saved.step}, which is not overwritten; "

@@ -6,11 +6,14 @@ the bytes that were hashed. Other programs read our files as any other safetenso
 
 Tensors lie in order of falling item size, then name, without gaps: the same tensors give the same
 file, and each one is aligned. Format: https://huggingface.co/docs/safetensors (little-endian).
+A tensor may be a part of a larger one; where it begins there and the whole shape stand in the
+header's metadata under its name, as JSON: [[starts], [shape]].
 """
 
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +49,33 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def encoded_bytes(tensors: Mapping[str, Tensor]) -> int:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies in a larger one."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    """of the whole"""
+
+
+Places = Mapping[str, Place]
+"""of the tensors that are parts"""
+
+
+def encoded_bytes(tensors: Mapping[str, Tensor], places: Places | None = None) -> int:
     """The size of the file that `encode` gives."""
-    return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
+    return len(_header(tensors, places or {})) + sum(tensor.nbytes for tensor in tensors.values())
 
 
-def encode(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def encode(
+    tensors: Mapping[str, Tensor], places: Places | None = None
+) -> Iterator[bytes | memoryview]:
     """The file in chunks. What comes from a device exists on the CPU one chunk at a time.
 
     A tensor that is not contiguous is copied where it is, at most two at a time. Tensors
     that share storage are written one by one.
     """
-    yield _header(tensors)
+    yield _header(tensors, places or {})
     for _, tensor in _in_order(tensors):
         for chunk in tensor.detach().reshape(-1).view(torch.uint8).split(CHUNK_BYTES):
             yield chunk.cpu().numpy().data
@@ -67,8 +85,12 @@ def _in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     return sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
+def _header(tensors: Mapping[str, Tensor], places: Places) -> bytes:
     entries: dict[str, Any] = {}
+    if places:
+        entries["__metadata__"] = {
+            name: json.dumps([place.start, place.shape]) for name, place in sorted(places.items())
+        }
     end = 0
     for name, tensor in _in_order(tensors):
         begin, end = end, end + tensor.nbytes
@@ -90,7 +112,7 @@ def decode(path: Path, content: bytearray) -> dict[str, Tensor]:
 
     Raises: CheckpointError naming the file and the tensor for whatever the format does not allow.
     """
-    entries, data_start = _read_header(path, content)
+    entries, _, data_start = _read_header(path, content, len(content))
     cursor = data_start
     placed: list[tuple[str, torch.dtype, list[int], int]] = []
     for name, entry in entries:
@@ -112,18 +134,72 @@ def decode(path: Path, content: bytearray) -> dict[str, Tensor]:
     return {name: _view(content, dtype, shape, start) for name, dtype, shape, start in placed}
 
 
-def _read_header(path: Path, content: bytearray) -> tuple[list[tuple[str, Any]], int]:
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a header says of one tensor in its file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    """in this file"""
+    place: Place
+
+
+def describe_file(path: Path, start: bytes | bytearray, size: int) -> dict[str, Saved]:
+    """What a file of `size` bytes holds, from its beginning, which must have the whole header.
+
+    Raises: CheckpointError for whatever the format does not allow, and for a part that is not
+    inside its whole.
+    """
+    entries, metadata, _ = _read_header(path, start, size)
+    found: dict[str, Saved] = {}
+    for name, entry in entries:
+        dtype, shape, _, _ = _check_entry(path, name, entry)
+        place = Place((0,) * len(shape), tuple(shape))
+        if name in metadata:
+            place = _parse_place(path, name, metadata[name])
+            ends = [a + n for a, n in zip(place.start, shape, strict=False)]
+            lengths = {len(shape), len(place.start), len(place.shape)}
+            if len(lengths) > 1 or any(e > n for e, n in zip(ends, place.shape, strict=True)):
+                raise _damaged(path, f"tensor {shown(name)} at {shown(metadata[name])}")
+        found[name] = Saved(dtype, tuple(shape), place)
+    return found
+
+
+def header_bytes(path: Path, first_eight: bytes) -> int:
+    """How many bytes from the start of a file `describe_file` needs."""
+    length = int.from_bytes(first_eight, "little")
+    if len(first_eight) < 8 or length > LARGEST_HEADER_BYTES:
+        raise _damaged(path, f"a header of {length:,} bytes")
+    return 8 + length
+
+
+def _parse_place(path: Path, name: str, text: Any) -> Place:
+    try:
+        start, shape = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _damaged(path, f"tensor {shown(name)} at {shown(text)}") from error
+    if not _are_counts(start) or not _are_counts(shape) or not _is_addressable(shape):
+        raise _damaged(path, f"tensor {shown(name)} at {shown(text)}")
+    return Place(tuple(start), tuple(shape))
+
+
+def _read_header(
+    path: Path, content: bytes | bytearray, size: int
+) -> tuple[list[tuple[str, Any]], dict[str, Any], int]:
+    """Entries, metadata, and where the data begins; `size` is that of the whole file."""
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > min(len(content) - 8, LARGEST_HEADER_BYTES):
-        raise _damaged(path, f"a header of {length:,} bytes in a file of {len(content):,}")
+    if len(content) < 8 or length > min(size - 8, LARGEST_HEADER_BYTES):
+        raise _damaged(path, f"a header of {length:,} bytes in a file of {size:,}")
     try:
         header = json.loads(content[8 : 8 + length], object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"a header that is not valid JSON ({error})") from error
     if not isinstance(header, dict) or len(header) > MOST_TENSORS:
         raise _damaged(path, f"a header that is not an object of at most {MOST_TENSORS:,} tensors")
-    header.pop("__metadata__", None)
-    return list(header.items()), 8 + length
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise _damaged(path, "metadata that is not an object")
+    return list(header.items()), metadata, 8 + length
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -245,6 +245,8 @@ class CheckpointConfig:
     """steps between checkpoints; one more is always written at the end"""
     keep: int = 2
     """newest checkpoints to keep; 0 keeps all"""
+    background: bool = True
+    """write while training goes on, from a copy of weights and optimizer state in CPU memory; false: training waits"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

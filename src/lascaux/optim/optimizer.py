@@ -4,7 +4,7 @@ AdamW is torch's, fused; Muon stands in `muon.py`. Weight decay applies to matri
 not to norms and biases. Optimizer state is exchanged with checkpoints under the parameters' names.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from lascaux.errors import CheckpointError
 from lascaux.model.init import EMBEDDINGS
 from lascaux.optim.muon import Muon
 from lascaux.parallel.plan import TIED_COPY
-from lascaux.parallel.shards import shard_like
+from lascaux.parallel.shards import Slab, as_shard, slab_of
 
 DEFAULT_MUON_MOMENTUM = 0.95
 DEFAULT_NEWTON_SCHULZ_STEPS = 5
@@ -126,43 +126,49 @@ def state_tensors(parameters: Named, optimizers: Iterable[Optimizer]) -> dict[st
 def load_state_tensors(
     parameters: Named,
     optimizers: Iterable[Optimizer],
-    tensors: Mapping[str, Tensor],
+    saved: Mapping[str, Tensor],
+    read: Callable[[Mapping[str, Slab]], Mapping[str, Tensor]],
     *,
     part: bool = False,
 ) -> None:
     """Put back what `state_tensors` gave, onto each parameter's device, or this process's part.
 
-    With `part` other processes have parameters that this one has not.
+    `saved` has name and shape of all that is there, `read` gives ranges of it. With `part` other
+    processes have parameters that this one has not.
 
     Raises: CheckpointError when names or shapes are not exactly those of this model and optimizer.
     """
     names = {p: EMBEDDINGS[0] if name == TIED_COPY else name for name, p in parameters}
-    remaining = dict(tensors)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter] = {
-                    key: _take(remaining, f"{names[parameter]}.{key}", parameter, key)
-                    for key in STATE_KEYS[type(optimizer)]
-                }
-    if remaining and not part:
+    slots = [
+        (optimizer, parameter, key, f"{names[parameter]}.{key}")
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key in STATE_KEYS[type(optimizer)]
+    ]
+    for _, parameter, key, name in slots:
+        _check_saved(saved, name, torch.Size([]) if key == "step" else parameter.shape)
+    unused = sorted(saved.keys() - {name for *_, name in slots})
+    if unused and not part:
         raise CheckpointError(
-            f"the checkpoint holds optimizer state this run does not use: {sorted(remaining)[0]} "
-            f"and {len(remaining) - 1} more; was it saved with another optimizer.name?"
+            f"the checkpoint holds optimizer state this run does not use: {unused[0]} "
+            f"and {len(unused) - 1} more; was it saved with another optimizer.name?"
         )
+    tensors = read({name: () if key == "step" else slab_of(p) for _, p, key, name in slots})
+    for optimizer, parameter, key, name in slots:
+        own = tensors[name].to(parameter.device, copy=True)
+        placed = own if key == "step" else as_shard(own, parameter)
+        optimizer.state[parameter][key] = placed
 
 
-def _take(remaining: dict[str, Tensor], name: str, parameter: Tensor, key: str) -> Tensor:
-    if name not in remaining:
+def _check_saved(saved: Mapping[str, Tensor], name: str, wanted: torch.Size) -> None:
+    if name not in saved:
         raise CheckpointError(
             f"the checkpoint holds no optimizer state '{name}'; was it saved with another "
             "optimizer.name?"
         )
-    tensor = remaining.pop(name)
-    wanted = torch.Size([]) if key == "step" else parameter.shape
-    if tensor.shape != wanted:
+    if saved[name].shape != wanted:
         raise CheckpointError(
-            f"optimizer state '{name}' has shape {tuple(tensor.shape)} in the checkpoint; "
+            f"optimizer state '{name}' has shape {tuple(saved[name].shape)} in the checkpoint; "
             f"this run needs {tuple(wanted)}"
         )
-    return tensor.to(parameter.device) if key == "step" else shard_like(tensor, parameter)

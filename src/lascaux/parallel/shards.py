@@ -56,14 +56,6 @@ def is_first_holder(tensor: Tensor) -> bool:
     return all(index == 0 for index, placement in placed if isinstance(placement, Replicate))
 
 
-def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a whole tensor, in the form and place of a parameter."""
-    if not isinstance(parameter, DTensor):
-        return tensor.to(parameter.device)
-    own = tensor[slab_of(parameter)].clone().to(parameter.device)
-    return as_shard(own, parameter)
-
-
 def as_shard(own: Tensor, parameter: Tensor) -> Tensor:
     """A local tensor in the DTensor form of a parameter."""
     if not isinstance(parameter, DTensor):

@@ -5,6 +5,7 @@ Every sum of numbers that a step needs goes through here; with one process nothi
 
 import atexit
 import logging
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -115,6 +116,27 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def post(self, key: str, text: str) -> None:
+        """Leave a word for the other processes; any thread may."""
+        _store().set(f"lascaux/{key}", text)
+
+    def forget(self, key: str) -> None:
+        """Take back what was left."""
+        _store().delete_key(f"lascaux/{key}")
+
+    def wait_for(self, key: str, seconds: float, abandoned: threading.Event) -> str | None:
+        """A word that was left for this process, or None after so long or when that is set.
+
+        The store is asked again and again, since waiting in it would block the other threads.
+        None also if the process that keeps the store is gone.
+        """
+        end = time.monotonic() + seconds
+        with suppress(RuntimeError):
+            while not _store().check([f"lascaux/{key}"]):
+                if time.monotonic() > end or abandoned.wait(0.05):
+                    return None
+            return _store().get(f"lascaux/{key}").decode()
 
     def note_step(self, step: int) -> None:
         """Leave word of how far this process is, for the others to read if it is lost."""

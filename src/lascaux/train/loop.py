@@ -23,9 +23,9 @@ from lascaux.generate.engine import generate_text
 from lascaux.model.accounting import count_parameters, flops_per_token
 from lascaux.optim.optimizer import set_lr
 from lascaux.optim.schedule import lr_fraction
+from lascaux.parallel.held_out import sum_over_batches
 from lascaux.parallel.layout import resolve_layout
 from lascaux.parallel.runtime import this_process
-from lascaux.parallel.whole import sum_over_batches
 from lascaux.parallel.world import World, connect, is_lost_connection
 from lascaux.train.machine import Precision, choose_precision, describe_choices, prepare_device
 from lascaux.train.precision import WorkingCopy
@@ -41,7 +41,7 @@ from lascaux.train.run_folder import (
     write_environment,
 )
 from lascaux.train.signals import StopRequest
-from lascaux.train.state import Run, build_run, check_memory, restore, save
+from lascaux.train.state import Run, begin_save, build_run, check_memory, finish_save, restore
 from lascaux.train.step import NonFiniteError, is_out_of_memory, split_batch, train_step
 from lascaux.train.tracking import NoTracker, make_tracker
 from lascaux.units import format_count
@@ -178,9 +178,9 @@ def train_steps(run: Run) -> None:
         stack.callback(tracker.close)
         prefetcher = Prefetcher(run.reader, run.step * batch_seqs, batch_seqs)
         stack.callback(prefetcher.close)
+        stack.push(run.saver.wait_unless_cut_off)
         stop = stack.enter_context(StopRequest())
         progress = stack.enter_context(TrainingProgress(run.console, run.step, run.num_steps))
-        saved_step = run.step
         while run.step < run.num_steps and not run.world.agree(stop.requested):
             run.world.note_step(run.step + 1)
             started = time.perf_counter()
@@ -199,6 +199,7 @@ def train_steps(run: Run) -> None:
                 raise explain_non_finite(run, error, batch_seqs) from error
             except RuntimeError as error:
                 if is_lost_connection(error):
+                    run.saver.abandon()
                     raise run.world.describe_lost(run.step + 1, error) from error
                 if not is_out_of_memory(error):
                     raise
@@ -217,12 +218,15 @@ def train_steps(run: Run) -> None:
             tracker.log(record)
             progress.step(record)
             if is_due(run.step, config.checkpoint.every_steps, run.num_steps):
-                if save(run, metrics, samples, progress):
-                    saved_step = run.step
-        if run.step > saved_step and not save(run, metrics, samples, progress):
+                begin_save(run, metrics, samples, progress)
+        if run.step > run.saver.begun_step:
+            begin_save(run, metrics, samples, progress)
+        finish_save(run, progress)
+        run.world.wait_for_all()  # the first process keeps the store by which the others know
+        if run.step > run.saver.saved_step:
             raise CheckpointError(
                 f"the last checkpoint could not be saved; {run.folder} continues from step "
-                f"{saved_step} once there is room"
+                f"{run.saver.saved_step} once there is room"
             )
     if run.step < run.num_steps:
         run.note("stopped", "on request")

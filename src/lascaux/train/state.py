@@ -1,18 +1,24 @@
 """A run in memory and on disk: built from its config, restored from and saved to checkpoints."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 from torch.optim import Optimizer
 
-from lascaux.checkpoint.load import check_fits, list_checkpoints, load_tensors, newest_valid
+from lascaux.checkpoint.load import (
+    check_fits,
+    describe_tensors,
+    list_checkpoints,
+    load_slabs,
+    newest_valid,
+)
 from lascaux.checkpoint.manifest import read_manifest
-from lascaux.checkpoint.save import free_space_problem, remove_old, save_checkpoint
+from lascaux.checkpoint.save import free_space_problem
 from lascaux.config.check import num_steps
 from lascaux.config.load import to_tables
 from lascaux.config.schema import Config
@@ -29,14 +35,14 @@ from lascaux.parallel.layout import Layout
 from lascaux.parallel.network import split_network
 from lascaux.parallel.pipeline import PipelineModel
 from lascaux.parallel.plan import TIED_COPY
-from lascaux.parallel.shards import fill
+from lascaux.parallel.shards import local, slab_of
 from lascaux.parallel.split import SplitModel
-from lascaux.parallel.whole import collect_whole
 from lascaux.parallel.world import World
 from lascaux.train.machine import Machine, describe_machine, memory_bytes
 from lascaux.train.precision import DTYPES, WorkingCopy
 from lascaux.train.progress import TrainingProgress
 from lascaux.train.run_folder import StepLog, append_event
+from lascaux.train.saving import Save, Saver, own_pieces
 from lascaux.units import format_bytes, format_count
 
 FAILED_SAVES_IN_A_ROW = 3
@@ -58,9 +64,9 @@ class Run:
     world: World
     working: WorkingCopy | SplitModel | PipelineModel
     optimizers: Sequence[Optimizer]
+    saver: Saver
     step: int = 0
     elapsed_seconds: float = 0.0
-    failed_saves: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -114,6 +120,7 @@ def build_run(
         optimizers=build_optimizers(
             working.named_parameters(), config.optimizer, train.precision, train.deterministic
         ),
+        saver=Saver(0),
     )
 
 
@@ -179,24 +186,29 @@ def restore(run: Run) -> None:
     load_state_tensors(
         run.working.named_parameters(),
         run.optimizers,
-        load_tensors(path, "optimizer"),
+        describe_tensors(path, "optimizer"),
+        partial(load_slabs, path, "optimizer"),
         part=run.world.layout.pp > 1,
     )
     if run.working.scaler.is_enabled():
         run.working.scaler.load_state_dict(dict(manifest.state["scaler"]))
     run.step = manifest.step
+    run.saver = Saver(run.step)
     run.elapsed_seconds = manifest.state["elapsed_seconds"]
     run.note("continue", f"{run.machine.device_name}, {run.world.layout.describe()}")
 
 
+@torch.no_grad()
 def load_weights(run: Run, path: Path) -> None:
     """Give the model, or this process's part of it, the weights of a checkpoint of any layout."""
-    saved = load_tensors(path, "model")
     with torch.device("meta"):
         wanted = dict(Transformer(run.config.model).named_parameters())
-    check_fits(wanted, saved, "model")
-    names = {TIED_COPY: "embed.weight"}
-    fill(run.working.named_parameters(), lambda name, _: saved[names.get(name, name)])
+    check_fits(wanted, describe_tensors(path, "model"), "model")
+    named = {TIED_COPY: "embed.weight"}
+    parameters = [(named.get(name, name), p) for name, p in run.working.named_parameters()]
+    saved = load_slabs(path, "model", {name: slab_of(p) for name, p in parameters})
+    for name, parameter in parameters:
+        local(parameter).copy_(saved[name])
 
 
 def set_damaged_aside(run: Run, resumed: Path) -> None:
@@ -211,28 +223,12 @@ def _checkpoint_bytes(run: Run) -> int:
     return checkpoint_bytes(run.config.model, run.config.optimizer.name)
 
 
-def save(run: Run, metrics: StepLog, samples: StepLog, progress: TrainingProgress) -> bool:
-    """Write a checkpoint; a failure is told and the run goes on, until three fail in a row.
-
-    The first process writes what all of them collect there.
-    """
+def begin_save(run: Run, metrics: StepLog, samples: StepLog, progress: TrainingProgress) -> None:
+    """Wait for the last save, copy what this process has, and start writing it."""
+    finish_save(run, progress)
+    metrics.sync()
+    samples.sync()
     parameters = list(run.working.named_parameters())
-    optimizer = state_tensors(parameters, run.optimizers)
-    if run.world.layout.world_size == 1:
-        tensors = {"model": {name: p.detach() for name, p in parameters}, "optimizer": optimizer}
-    else:
-        tensors = {
-            "model": collect_whole(parameters, run.world),
-            "optimizer": collect_whole(optimizer.items(), run.world),
-        }
-    problem = write_checkpoint(run, tensors, metrics, samples) if run.world.is_first else None
-    return settle_save(run, run.world.tell(problem), progress)
-
-
-def write_checkpoint(
-    run: Run, tensors: Mapping[str, Mapping[str, Tensor]], metrics: StepLog, samples: StepLog
-) -> str | None:
-    """Write a checkpoint, and the records up to it; returns what went wrong."""
     state = {
         "config": to_tables(run.config),
         "data_identity": run.data.identity,
@@ -240,38 +236,36 @@ def write_checkpoint(
         "elapsed_seconds": run.elapsed_seconds,
         "scaler": run.working.scaler.state_dict(),
     }
-    metrics.sync()
-    samples.sync()
-    try:
-        save_checkpoint(
-            run.checkpoints,
-            step=run.step,
-            tokens_seen=run.step * run.config.train.batch_tokens,
-            tensors=tensors,
-            state=state,
+    background = run.config.checkpoint.background
+    optimizer = state_tensors(parameters, run.optimizers)
+    save = Save(
+        checkpoints=run.checkpoints,
+        step=run.step,
+        tokens_seen=run.step * run.config.train.batch_tokens,
+        keep=run.config.checkpoint.keep,
+        pieces=own_pieces(parameters, optimizer, run.world, background),
+        state=state,
+        world=run.world,
+        timeout_seconds=run.config.parallel.timeout_seconds,
+    )
+    run.saver.begin(save)
+    if not background:
+        finish_save(run, progress)
+
+
+def finish_save(run: Run, progress: TrainingProgress) -> None:
+    """Wait for the save under way, if any; a failure is told, and three in a row stop the run."""
+    save = run.saver.wait()
+    if save is None:
+        return
+    if save.warning is not None:
+        progress.say(f"old checkpoints stay: {save.warning}")
+    if save.problem is None:
+        return
+    run.note("save failed", save.problem)
+    progress.say(f"checkpoint at step {save.step} failed, training goes on: {save.problem}")
+    if run.saver.failed_in_a_row >= FAILED_SAVES_IN_A_ROW:
+        raise CheckpointError(
+            f"{FAILED_SAVES_IN_A_ROW} checkpoints in a row could not be saved; stopping after step "
+            f"{run.step} so that no more work is lost. {save.problem}"
         )
-    except CheckpointError as error:
-        return str(error)
-    return None
-
-
-def settle_save(run: Run, problem: str | None, progress: TrainingProgress) -> bool:
-    """Tell of a failed save, or delete what it made superfluous."""
-    if problem is not None:
-        run.failed_saves += 1
-        run.note("save failed", problem)
-        progress.say(f"checkpoint at step {run.step} failed, training goes on: {problem}")
-        if run.failed_saves >= FAILED_SAVES_IN_A_ROW:
-            raise CheckpointError(
-                f"{run.failed_saves} checkpoints in a row could not be saved; stopping at step "
-                f"{run.step} so that no more work is lost. {problem}"
-            )
-        return False
-    run.failed_saves = 0
-    if not run.world.is_first:
-        return True
-    try:
-        remove_old(run.checkpoints, run.config.checkpoint.keep)
-    except CheckpointError as error:
-        progress.say(f"old checkpoints stay: {error}")
-    return True

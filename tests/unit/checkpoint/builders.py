@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lascaux.checkpoint.load import load_tensors
 from lascaux.checkpoint.manifest import read_manifest
-from lascaux.checkpoint.save import save_checkpoint
+from lascaux.checkpoint.parts import Piece
+from lascaux.checkpoint.save import save_checkpoint, whole_pieces
 
 
 def tensors_of(step: int, size: int = 24) -> dict[str, dict[str, Tensor]]:
@@ -32,13 +33,18 @@ def state_of(step: int) -> dict[str, Any]:
     return {"config": {"model": {"d_model": 24}}, "elapsed_seconds": step / 3, "note": "é ☃"}
 
 
+def pieces(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[Piece]]:
+    """As the only process saves them."""
+    return {stem: whole_pieces(group) for stem, group in tensors.items()}
+
+
 def save(checkpoints: Path, step: int, size: int = 24) -> Path:
     """The checkpoint of a step."""
     return save_checkpoint(
         checkpoints,
         step=step,
         tokens_seen=step * 1000,
-        tensors=tensors_of(step, size),
+        tensors=pieces(tensors_of(step, size)),
         state=state_of(step),
     )
 

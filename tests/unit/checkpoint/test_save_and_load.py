@@ -18,7 +18,7 @@ from lascaux.checkpoint.manifest import read_manifest
 from lascaux.checkpoint.save import free_space_problem, remove_old, save_checkpoint
 from lascaux.checkpoint.verify import verify_run
 from lascaux.errors import CheckpointError
-from tests.unit.checkpoint.builders import is_checkpoint_of, save, tensors_of
+from tests.unit.checkpoint.builders import is_checkpoint_of, pieces, save, tensors_of
 
 
 def steps(checkpoints: Path) -> list[int]:
@@ -49,7 +49,7 @@ def test_loading_and_saving_again_gives_the_same_files(tmp_path: Path):
         tmp_path / "two",
         step=manifest.step,
         tokens_seen=manifest.tokens_seen,
-        tensors={stem: load_tensors(first, stem) for stem in ("optimizer", "model")},
+        tensors=pieces({stem: load_tensors(first, stem) for stem in ("optimizer", "model")}),
         state=manifest.state,
     )
     for name in os.listdir(first):
@@ -61,7 +61,11 @@ def test_the_same_step_again_is_verified_and_left_alone(tmp_path: Path):
     before = {name: (path / name).stat() for name in os.listdir(path)}
     assert (
         save_checkpoint(
-            tmp_path, step=120, tokens_seen=120_000, tensors=tensors_of(120), state={"other": 1}
+            tmp_path,
+            step=120,
+            tokens_seen=120_000,
+            tensors=pieces(tensors_of(120)),
+            state={"other": 1},
         )
         == path
     )
@@ -73,7 +77,9 @@ def test_the_same_step_again_is_verified_and_left_alone(tmp_path: Path):
 def test_another_checkpoint_of_the_same_step_is_not_overwritten(tmp_path: Path):
     path = save(tmp_path, 120)
     with pytest.raises(CheckpointError) as info:
-        save_checkpoint(tmp_path, step=120, tokens_seen=7, tensors=tensors_of(121), state={})
+        save_checkpoint(
+            tmp_path, step=120, tokens_seen=7, tensors=pieces(tensors_of(121)), state={}
+        )
     message = str(info.value)
     assert str(path) in message and "optimizer.safetensors" in message
     assert "tokens_seen, saved: 120,000, wanted: 7" in message
