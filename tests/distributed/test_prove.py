@@ -61,6 +61,14 @@ def test_a_right_layout_agrees(capsys: pytest.CaptureFixture[str]) -> None:
     assert "trains the same model" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile looks at local weights
+def test_compiled_blocks_agree_under_every_axis() -> None:
+    flags = ["--parallel.tp=2", "--parallel.dp_shard=2", "--train.compile=true"]
+    assert run_command(["prove", "small", *flags, "--model.num_layers=2"]) == 0
+    flags = ["--parallel.cp=2", "--parallel.pp=2", "--train.compile=true"]
+    assert run_command(["prove", "small", *flags, "--model.num_layers=2"]) == 0
+
+
 def forget_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split, "add_tensor_parallel_gradients", lambda *_: None)
 

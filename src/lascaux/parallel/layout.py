@@ -114,8 +114,6 @@ def _check_settings(train: TrainConfig, layout: Layout) -> None:
         return
     if train.precision == "fp16":
         raise ConfigError("'train.precision' fp16 is for one process; use bf16 with several")
-    if train.compile:
-        raise ConfigError("'train.compile' is for one process; leave it off with several")
 
 
 def _check_tensor(model: ModelConfig, tp: int) -> None:

@@ -10,7 +10,7 @@ from lascaux.config.schema import Config
 from lascaux.parallel.layout import Layout
 from lascaux.parallel.runtime import Process
 from lascaux.parallel.world import connect
-from lascaux.prove.forks import on_ranks
+from lascaux.prove.forks import in_fresh_processes, on_ranks
 from lascaux.prove.run import Comparison, Trained, compare, train_on_layout, train_on_one
 from lascaux.prove.traffic import Table
 
@@ -34,9 +34,10 @@ class Proof:
 
 
 def prove_here(config: Config, layout: Layout) -> Proof:
-    """Fork a process for each rank of a small configuration, then train it in this one."""
+    """Fork a process for each rank of a small configuration, and one that trains it alone."""
     results = on_ranks(layout.world_size, train_on_layout, config, layout, CPU)
-    return _proof(config, layout, results)
+    (one,) = in_fresh_processes(train_on_one, [(config, CPU)])
+    return _proof(config, layout, results, one)
 
 
 def prove_under_torchrun(
@@ -47,11 +48,12 @@ def prove_under_torchrun(
     own = train_on_layout(process.rank, config, layout, device)
     gathered: list[Any] | None = [None] * layout.world_size if process.rank == 0 else None
     dist.gather_object(own, gathered)
-    return None if gathered is None else _proof(config, layout, gathered, device)
+    if gathered is None:
+        return None
+    return _proof(config, layout, gathered, train_on_one(config, device))
 
 
 def _proof(
-    config: Config, layout: Layout, results: list[list[Trained]], device: torch.device = CPU
+    config: Config, layout: Layout, results: list[list[Trained]], one: list[Trained]
 ) -> Proof:
-    comparisons = compare(config, results, train_on_one(config, device))
-    return Proof(config, layout, comparisons, results[0][0].traffic)
+    return Proof(config, layout, compare(config, results, one), results[0][0].traffic)
