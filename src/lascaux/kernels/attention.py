@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 BLOCK_QUERIES = 128
 PIECE_ELEMENTS = 2**21
@@ -36,15 +37,17 @@ def attention(
     num_queries, num_keys = q.shape[2], k.shape[2]
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
-    blocked = q.device.type == "cpu" and 1 < num_queries == num_keys <= LONGEST_BLOCKED
-    if blocked:
+    if q.device.type == "cpu" and 1 < num_queries <= num_keys <= LONGEST_BLOCKED:
         return blocked_attention(q, k, v, mask)[0]
+    square = num_queries == num_keys
+    if mask is None and num_queries > 1 and not square:  # torch's is_causal aligns the first ones
+        mask = causal_lower_right(num_queries, num_keys)
     return F.scaled_dot_product_attention(
         q,
         k,
         v,
         attn_mask=mask,
-        is_causal=mask is None and num_queries > 1,
+        is_causal=mask is None and square and num_queries > 1,
         enable_gqa=k.shape[1] != q.shape[1],
     )
 
@@ -61,19 +64,19 @@ def blocked_attention(
     which shows where they are large (docs/performance.md). Probabilities are normalised in fp32 and
     kept in that dtype. An operator of its own, since torch.compile would unroll the blocks.
     """
-    (B, H, T, K), G = q.shape, k.shape[1]
+    (B, H, T, K), (G, S) = q.shape, k.shape[1:3]
     scaled = torch.mul(q, 1 / math.sqrt(K), out=q.new_empty(q.shape))
     k, v = (t.clone(memory_format=torch.contiguous_format) for t in (k, v))
     grouped = scaled.view(B, G, H // G, T, K)
     future = q.new_full((BLOCK_QUERIES, BLOCK_QUERIES), float("-inf")).triu_(1)
     out = _by_token(q)
-    probabilities = q.new_empty(_num_probabilities(B, H, T))
-    for seqs, rows, keys, p in _with_probabilities(grouped, probabilities):
+    probabilities = q.new_empty(_num_probabilities(B, H, T, S))
+    for seqs, rows, keys, p in _with_probabilities(grouped, S, probabilities):
         torch.bmm(_queries(grouped, seqs, rows), k[seqs, :, keys].flatten(0, 1).mT, out=p)
         size = rows.stop - rows.start
-        by_head = p.view(-1, H, size, rows.stop)
+        by_head = p.view(-1, H, size, keys.stop)
         if mask is None:  # only the block's own keys can lie after a query
-            by_head[..., rows] += future[:size, :size]
+            by_head[..., keys.stop - size :] += future[:size, :size]
         else:
             visible = mask[seqs if len(mask) > 1 else slice(None), :, rows, keys]
             if visible.dtype == torch.bool:
@@ -95,7 +98,7 @@ def blocked_attention_backward(
     grouped = scaled.view(B, G, H // G, T, K)
     dout = grad.contiguous().view(grouped.shape)
     dq, dk, dv = _by_token(grad), _by_token(k), _by_token(v)
-    blocks = list(_with_probabilities(grouped, probabilities))
+    blocks = list(_with_probabilities(grouped, k.shape[2], probabilities))
     for seqs, rows, keys, p in reversed(blocks):  # a sequence's last block has all its keys
         block_dout = _queries(dout, seqs, rows)
         ds = torch.bmm(block_dout, v[seqs, :, keys].flatten(0, 1).mT)
@@ -115,8 +118,9 @@ def blocked_attention_backward(
 
 @blocked_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+    B, H, T, _ = q.shape
     kept = (t.new_empty(t.shape) for t in (q, k, v))
-    return _by_token(q), *kept, q.new_empty(_num_probabilities(*q.shape[:3]))
+    return _by_token(q), *kept, q.new_empty(_num_probabilities(B, H, T, k.shape[2]))
 
 
 @blocked_attention_backward.register_fake
@@ -144,29 +148,31 @@ def _by_token(like: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T K"]:
 
 
 def _blocks(
-    num_seqs: int, num_heads: int, num_queries: int
+    num_seqs: int, num_heads: int, num_queries: int, num_keys: int
 ) -> Iterator[tuple[slice, slice, slice]]:
-    """(sequences, queries, keys) of each block; its keys end with its last query."""
-    seqs = max(1, PIECE_ELEMENTS // (num_heads * BLOCK_QUERIES * num_queries))
+    """(sequences, queries, keys) of each block; its keys end with that of its last query."""
+    seqs = max(1, PIECE_ELEMENTS // (num_heads * BLOCK_QUERIES * num_keys))
+    before = num_keys - num_queries
     for first in range(0, num_seqs, seqs):
+        some = slice(first, min(first + seqs, num_seqs))
         for start in range(0, num_queries, BLOCK_QUERIES):
             stop = min(start + BLOCK_QUERIES, num_queries)
-            yield slice(first, min(first + seqs, num_seqs)), slice(start, stop), slice(0, stop)
+            yield some, slice(start, stop), slice(0, before + stop)
 
 
-def _num_probabilities(num_seqs: int, num_heads: int, num_queries: int) -> int:
+def _num_probabilities(num_seqs: int, num_heads: int, num_queries: int, num_keys: int) -> int:
     """What all blocks have together."""
-    pairs = ((seqs, rows) for seqs, rows, _ in _blocks(num_seqs, num_heads, num_queries))
-    return sum((s.stop - s.start) * num_heads * (r.stop - r.start) * r.stop for s, r in pairs)
+    blocks = _blocks(num_seqs, num_heads, num_queries, num_keys)
+    return sum((s.stop - s.start) * num_heads * (r.stop - r.start) * k.stop for s, r, k in blocks)
 
 
 def _with_probabilities(
-    grouped: Float[Tensor, "B G R T K"], flat: Tensor
+    grouped: Float[Tensor, "B G R T K"], num_keys: int, flat: Tensor
 ) -> Iterator[tuple[slice, slice, slice, Float[Tensor, "BG RQ S"]]]:
     """The blocks, each with its probabilities' place in `flat`."""
     B, G, R, T, _ = grouped.shape
     first = 0
-    for seqs, rows, keys in _blocks(B, G * R, T):
+    for seqs, rows, keys in _blocks(B, G * R, T, num_keys):
         shape = (G * (seqs.stop - seqs.start), R * (rows.stop - rows.start), keys.stop)
         last = first + math.prod(shape)
         yield seqs, rows, keys, flat[first:last].view(shape)

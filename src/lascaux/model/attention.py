@@ -114,8 +114,7 @@ class AttentionMask(nn.Module):
 
         With `document_ids` a query sees its own document only.
         """
-        from_start = num_queries == num_keys
-        if not self.alibi and document_ids is None and (from_start or num_queries == 1):
+        if not self.alibi and document_ids is None:
             return None
         keys = torch.arange(num_keys, device=device)
         queries = torch.arange(num_keys - num_queries, num_keys, device=device)

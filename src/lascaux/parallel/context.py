@@ -96,10 +96,8 @@ class Context:
         masks = (None, None) if mask is None else mask.chunk(2, 2)
         outputs = []
         for piece, queries, own_mask in zip(self.own, q.chunk(2, 2), masks, strict=True):
-            size = queries.shape[2]
-            end = (piece + 1) * size
-            if own_mask is None:
-                visible = torch.ones(size, end, dtype=torch.bool, device=q.device)
-                own_mask = visible.tril(end - size)[None, None]
-            outputs.append(attention(queries, k[:, :, :end], v[:, :, :end], own_mask[..., :end]))
+            end = (piece + 1) * queries.shape[2]
+            if own_mask is not None:
+                own_mask = own_mask[..., :end]
+            outputs.append(attention(queries, k[:, :, :end], v[:, :, :end], own_mask))
         return torch.cat(outputs, 2)

@@ -25,20 +25,20 @@ def inputs(B: int, H: int, G: int, T: int, K: int, dtype: torch.dtype = torch.fl
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Each query on its own, over the keys it may see."""
-    (B, H, T, K), group = q.shape, q.shape[1] // k.shape[1]
+    """Each query on its own, over the keys it may see; the last one stands at the last key."""
+    (B, H, T, K), group, past = q.shape, q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
     rows = []
     for b in range(B):
         for h in range(H):
             for t in range(T):
-                scores = k[b, h // group, : t + 1] @ q[b, h, t] / math.sqrt(K)
+                scores = k[b, h // group, : past + t + 1] @ q[b, h, t] / math.sqrt(K)
                 if mask is not None:
-                    row = mask[b % len(mask), h % mask.shape[1], t, : t + 1]
+                    row = mask[b % len(mask), h % mask.shape[1], t, : past + t + 1]
                     if row.dtype == torch.bool:
                         scores = scores.masked_fill(~row, float("-inf"))
                     else:
                         scores = scores + row
-                rows.append(scores.softmax(0) @ v[b, h // group, : t + 1])
+                rows.append(scores.softmax(0) @ v[b, h // group, : past + t + 1])
     return torch.stack(rows).view(B, H, T, K)
 
 
@@ -64,14 +64,30 @@ def masks(kind: str, B: int, H: int, T: int) -> Tensor | None:
     block=st.integers(1, 9),
     piece=st.sampled_from([1, 200, 10**6]),
     kind=st.sampled_from(["causal", "documents", "penalty"]),
+    past=st.sampled_from([0, 0, 1, 5, 11]),
+    longest=st.sampled_from([2048, 2048, 0]),
 )
 def test_outputs_and_gradients_are_those_of_the_sums(
-    B: int, G: int, group: int, T: int, K: int, block: int, piece: int, kind: str
+    B: int,
+    G: int,
+    group: int,
+    T: int,
+    K: int,
+    block: int,
+    piece: int,
+    kind: str,
+    past: int,
+    longest: int,
 ) -> None:
+    """Queries of a whole sequence or its end, by blocks and by torch."""
     H = G * group
-    arguments, mask = inputs(B, H, G, T, K), masks(kind, B, H, T)
+    q, k, v = inputs(B, H, G, past + T, K)
+    arguments = (q[:, :, past:].detach().requires_grad_(), k, v)
+    mask = masks(kind, B, H, past + T)
+    mask = None if mask is None else mask[:, :, past:]
     grad = torch.randn(B, H, T, K, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "LONGEST_BLOCKED", longest)
         patch.setattr(kernel, "BLOCK_QUERIES", block)
         patch.setattr(kernel, "PIECE_ELEMENTS", piece)
         got = attention(*arguments, mask)
@@ -99,16 +115,15 @@ def test_bf16_differs_by_the_rounding_of_scores(scale: float, bound: float) -> N
         assert (got.double() - want).norm() < bound * want.norm()
 
 
-def test_a_cache_or_a_long_sequence_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_query_and_a_long_sequence_go_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> Tensor:
         raise AssertionError("not to be used here")
 
     q, k, v = inputs(1, 2, 2, 12, 4)
     whole = attention(q, k, v, None)
     monkeypatch.setattr(kernel, "blocked_attention", refuse)
-    visible = torch.ones(12, 12, dtype=torch.bool).tril()[None, None, 8:]
-    later = attention(q[:, :, 8:], k, v, visible)
-    torch.testing.assert_close(later, whole[:, :, 8:], atol=1e-12, rtol=0)
+    last = attention(q[:, :, 11:], k, v, None)
+    torch.testing.assert_close(last, whole[:, :, 11:], atol=1e-12, rtol=0)
     monkeypatch.setattr(kernel, "LONGEST_BLOCKED", 11)
     torch.testing.assert_close(attention(q, k, v, None), whole, atol=1e-12, rtol=0)
 
@@ -118,4 +133,6 @@ def test_the_operator_is_what_it_tells_the_compiler(kv_heads: int) -> None:
     """Shapes, strides, schema and gradients, by torch's own checks."""
     q, k, v = inputs(2, 4, kv_heads, 130, 8)
     torch.library.opcheck(blocked_attention, (q, k, v, None))
+    end = q[:, :, 100:].detach().requires_grad_()
+    torch.library.opcheck(blocked_attention, (end, k, v, None))
     torch.library.opcheck(blocked_attention, (q, k, v, torch.ones(1, 1, 130, 130).tril().bool()))
