@@ -62,8 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if this_process().rank == 0:
             print(f"lascaux: {stopped}", file=sys.stderr)
         sys.exit(EXIT_RESUMABLE)
+    except ProcessLost as error:
+        print(f"lascaux: {error}", file=sys.stderr)
+        sys.exit(EXIT_RESUMABLE)
     except LascauxError as error:
-        if this_process().rank == 0 or isinstance(error, ProcessLost):
+        if this_process().rank == 0:
             print(f"lascaux: {error}", file=sys.stderr)
         sys.exit(EXIT_MEND)
     except BrokenPipeError:

@@ -113,7 +113,8 @@ def test_a_save_cut_off_from_the_others_ends_at_once(tmp_path: Path) -> None:
         saver, problem = Saver(0), None
         if rank == 2:
             saver.begin(make_save(rank, tmp_path, 1, world, seconds=1000))
-            threading.Timer(0.5, saver.abandon).start()
+            error = RuntimeError("Connection closed by peer")
+            threading.Timer(0.5, saver.wait_unless_cut_off, (RuntimeError, error, None)).start()
             ended = saver.wait()
             assert ended is not None
             problem = ended.problem

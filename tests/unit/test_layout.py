@@ -1,14 +1,18 @@
 """What a layout refuses, before any process waits for another, and where processes stand."""
 
 import dataclasses
+import threading
+import time
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from lascaux.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
-from lascaux.errors import ConfigError
+from lascaux.errors import ConfigError, ProcessLost
 from lascaux.parallel.layout import Layout, resolve_layout
 from lascaux.parallel.plan import split_dim, stage_layers, tensor_plan
+from lascaux.parallel.world import agree_on_prefix
 
 MODEL = ModelConfig(num_layers=6, d_model=96, num_heads=6, num_kv_heads=2, vocab_size=512)
 TRAIN = TrainConfig(steps=1, batch_tokens=16 * 256, microbatch_seqs=4, seq_len=256)
@@ -80,3 +84,28 @@ def test_the_plan_splits_every_parameter() -> None:
 
 def test_stages_are_even_and_in_order() -> None:
     assert stage_layers(7, 3) == [range(3), range(3, 5), range(5, 7)]
+
+
+def test_processes_started_again_agree_on_keys_never_used_before() -> None:
+    """Each attempt finds what the last one left in the store, and some processes come late."""
+    store = dist.HashStore()
+    found: list[set[str]] = []
+    for attempt in range(3):
+        prefixes: dict[int, str] = {}
+
+        def come(rank: int, attempt: int = attempt, prefixes: dict[int, str] = prefixes) -> None:
+            time.sleep(0.05 * ((rank + attempt) % 3))
+            prefixes[rank] = agree_on_prefix(store, rank, 3, 20)
+
+        threads = [threading.Thread(target=come, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert prefixes.keys() == {0, 1, 2} and len(set(prefixes.values())) == 1
+        found.append(set(prefixes.values()))
+    assert len(set.union(*found)) == 3
+    with pytest.raises(ProcessLost, match=r"ranks \[1, 2\] have not come"):
+        agree_on_prefix(dist.HashStore(), 0, 3, 0.1)
+    with pytest.raises(ProcessLost, match="the first process has not come"):
+        agree_on_prefix(store, 1, 3, 0.1)

@@ -5,7 +5,7 @@ may delete one. What a checkpoint is: `manifest.py`.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,27 +34,32 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
     return [checkpoints / name for _, name in reversed(steps)]
 
 
-def verify_checkpoint(path: Path) -> None:
-    """Read a whole checkpoint, 256 KiB at a time.
+def verify_checkpoint(path: Path, part: int = 0, parts: int = 1) -> None:
+    """Read a whole checkpoint, 256 KiB at a time, or every `parts`-th of its files.
 
     Raises: CheckpointError naming the first bad file, what was expected and what was found.
     """
-    for name, record in read_manifest(path).files.items():
+    for name, record in list(read_manifest(path).files.items())[part::parts]:
         check_file(path / name, record)
 
 
-def newest_valid(checkpoints: Path) -> tuple[Path | None, list[CheckpointError]]:
+def newest_valid(
+    checkpoints: Path,
+    paths: Sequence[Path] | None = None,
+    verify: Callable[[Path], None] = verify_checkpoint,
+) -> tuple[Path | None, list[CheckpointError]]:
     """The newest checkpoint that verifies, and what is wrong with each newer one.
 
-    A checkpoint that a trainer deletes at this moment is no damaged one: the list is read again.
+    Of `paths`, newest first, or of all there are; a checkpoint that a trainer deletes at this
+    moment is then no damaged one: the list is read again.
     """
     while True:
         rejected: list[CheckpointError] = []
-        for path in list_checkpoints(checkpoints):
+        for path in list_checkpoints(checkpoints) if paths is None else paths:
             try:
-                verify_checkpoint(path)
+                verify(path)
             except CheckpointError as error:
-                if not os.path.lexists(path):
+                if paths is None and not os.path.lexists(path):
                     break
                 rejected.append(error)
             else:

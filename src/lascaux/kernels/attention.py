@@ -39,17 +39,29 @@ def attention(
         mask = mask.to(q.dtype)
     if q.device.type == "cpu" and 1 < num_queries <= num_keys <= LONGEST_BLOCKED:
         return blocked_attention(q, k, v, mask)[0]
-    square = num_queries == num_keys
-    if mask is None and num_queries > 1 and not square:  # torch's is_causal aligns the first ones
-        mask = causal_lower_right(num_queries, num_keys)
+    if mask is None and 1 < num_queries < num_keys:  # torch's is_causal aligns the first ones
+        return _end_of_sequence(q, k, v)
     return F.scaled_dot_product_attention(
         q,
         k,
         v,
         attn_mask=mask,
-        is_causal=mask is None and square and num_queries > 1,
+        is_causal=mask is None and num_queries > 1,
         enable_gqa=k.shape[1] != q.shape[1],
     )
+
+
+def _end_of_sequence(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Plainly causal attention of the last queries, by torch; on a GPU without a mask in memory."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(group, 1) if group > 1 else t for t in (k, v))
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    if q.device.type == "cpu":
+        visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device)
+        mask = visible.tril(num_keys - num_queries)
+    else:
+        mask = causal_lower_right(num_queries, num_keys)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 @torch.library.custom_op("lascaux::blocked_attention", mutates_args=())

@@ -15,8 +15,6 @@ class Process:
     world_size: int = 1
     processes_here: int = 1
     """processes on this machine"""
-    attempt: int = 0
-    """how often torchrun has started this job again"""
 
 
 def this_process() -> Process:
@@ -27,7 +25,6 @@ def this_process() -> Process:
         local_rank=int(read("LOCAL_RANK", "0")),
         world_size=int(read("WORLD_SIZE", "1")),
         processes_here=int(read("LOCAL_WORLD_SIZE", "1")),
-        attempt=int(read("TORCHELASTIC_RESTART_COUNT", "0")),
     )
 
 

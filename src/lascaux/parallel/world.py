@@ -5,12 +5,13 @@ Every sum of numbers that a step needs goes through here; with one process nothi
 
 import atexit
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -138,6 +139,14 @@ class World:
                     return None
             return _store().get(f"lascaux/{key}").decode()
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, on each of them, by rank."""
+        if self.mesh is None:
+            return [value]
+        values: list[Any] = [None] * self.layout.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def note_step(self, step: int) -> None:
         """Leave word of how far this process is, for the others to read if it is lost."""
         if self.mesh is not None:
@@ -172,11 +181,41 @@ def connect(device: torch.device, process: Process, timeout_seconds: int) -> Non
     timeout = timedelta(seconds=timeout_seconds)
     store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
     # torchrun keeps its store when it starts the job again: the addresses in it are then old
-    store = dist.PrefixStore(f"lascaux/attempt/{process.attempt}", store)
+    store = dist.PrefixStore(agree_on_prefix(store, rank, world_size, timeout_seconds), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     atexit.register(_leave)
     # putting a weight together that tp and FSDP both split takes two steps; torch warns of it
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+
+
+def agree_on_prefix(store: dist.Store, rank: int, world_size: int, seconds: float) -> str:
+    """A prefix for this attempt's keys, the same on all processes and never used before.
+
+    torchrun's own count of attempts differs between nodes. So each process asks with a word of its
+    own under its rank, and the first answers every word it sees with the prefix, until all have
+    it: words of processes that are dead get answers that nobody reads.
+    Raises: ProcessLost for a process that is not there in time.
+    """
+    word, end = secrets.token_hex(8), time.monotonic() + seconds
+    if rank > 0:
+        store.set(f"lascaux/ask/{rank}", word)
+        while not store.check([f"lascaux/answer/{word}"]):
+            if time.monotonic() > end:
+                raise ProcessLost(f"rank {rank}: the first process has not come within {seconds} s")
+            time.sleep(0.02)
+        prefix = store.get(f"lascaux/answer/{word}").decode()
+        store.set(f"{prefix}/has/{rank}", "")
+        return prefix
+    missing = set(range(1, world_size))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"lascaux/ask/{other}"]):
+                store.set(f"lascaux/answer/{store.get(f'lascaux/ask/{other}').decode()}", word)
+        missing = {other for other in missing if not store.check([f"{word}/has/{other}"])}
+        if missing and time.monotonic() > end:
+            raise ProcessLost(f"ranks {sorted(missing)} have not come within {seconds} s")
+        time.sleep(0.02)
+    return word
 
 
 def _leave() -> None:

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from lascaux.errors import ProcessLost
 from lascaux.parallel.runtime import Process, meet_on_this_machine
 from lascaux.parallel.world import connect
 
@@ -44,7 +43,7 @@ def in_fresh_processes(function: Callable[..., T], calls: Sequence[tuple[Any, ..
 def on_ranks(world_size: int, function: Callable[..., T], *arguments: Any) -> list[T]:
     """What `function(rank, *arguments)` returns on connected processes, by rank.
 
-    Raises: ProcessLost with the first process's error, when one of them fails.
+    Raises: RuntimeError with the first process's error, when one of them fails.
     """
     context = get_context("fork")
     workers: list[tuple[Any, Connection]] = []
@@ -90,13 +89,13 @@ def _work(
 
 def _receive(rank: int, receiver: Connection) -> Any:
     if not receiver.poll(2 * TIMEOUT_SECONDS):
-        raise ProcessLost(f"process {rank} of the layout did not answer")
+        raise RuntimeError(f"process {rank} of the layout did not answer")
     try:
         result, failure = receiver.recv()
     except EOFError:
-        raise ProcessLost(f"process {rank} of the layout ended without a word") from None
+        raise RuntimeError(f"process {rank} of the layout ended without a word") from None
     if failure is not None:
-        raise ProcessLost(f"process {rank} of the layout failed:\n{failure}")
+        raise RuntimeError(f"process {rank} of the layout failed:\n{failure}")
     return result
 
 

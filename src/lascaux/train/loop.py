@@ -110,7 +110,12 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
             console.print(f"changed at step {run.step}: {change}", markup=False)
         introduce(run)
         if run.step < run.num_steps:
-            train_steps(run)
+            try:
+                train_steps(run)
+            except RuntimeError as error:  # of any collective, in a step or between two
+                if is_lost_connection(error):
+                    raise world.describe_lost(run.step + 1, error) from error
+                raise
         return summarise(run)
 
 
@@ -198,9 +203,6 @@ def train_steps(run: Run) -> None:
             except NonFiniteError as error:
                 raise explain_non_finite(run, error, batch_seqs) from error
             except RuntimeError as error:
-                if is_lost_connection(error):
-                    run.saver.abandon()
-                    raise run.world.describe_lost(run.step + 1, error) from error
                 if not is_out_of_memory(error):
                     raise
                 raise ConfigError(

@@ -163,14 +163,9 @@ class Saver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
         """On the way out: let a save end, but not after a second Ctrl-C or without the others."""
-        if error is None or (
-            isinstance(error, LascauxError) and not isinstance(error, ProcessLost)
-        ):
+        if error is None or isinstance(error, LascauxError):
             self.wait()
-
-    def abandon(self) -> None:
-        """Do not wait for a save whose other processes are gone; it is never published."""
-        if self._save is not None:
+        elif self._save is not None:
             self._save.abandoned.set()
 
 

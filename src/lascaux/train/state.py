@@ -16,6 +16,7 @@ from lascaux.checkpoint.load import (
     list_checkpoints,
     load_slabs,
     newest_valid,
+    verify_checkpoint,
 )
 from lascaux.checkpoint.manifest import read_manifest
 from lascaux.checkpoint.save import free_space_problem
@@ -153,8 +154,8 @@ def check_prompts(config: Config, tokenizer: Tokenizer) -> None:
 
 def restore(run: Run) -> None:
     """Bring the run to the newest checkpoint that verifies, or leave it at step 0."""
-    found = newest_valid(run.checkpoints) if run.world.is_first else (None, [])
-    path, rejected = run.world.tell(found)
+    paths = run.world.tell(list_checkpoints(run.checkpoints) if run.world.is_first else [])
+    path, rejected = newest_valid(run.checkpoints, paths, partial(verify_together, run.world))
     for error in rejected:
         run.note("checkpoint rejected", str(error))
         run.console.print(
@@ -196,6 +197,18 @@ def restore(run: Run) -> None:
     run.saver = Saver(run.step)
     run.elapsed_seconds = manifest.state["elapsed_seconds"]
     run.note("continue", f"{run.machine.device_name}, {run.world.layout.describe()}")
+
+
+def verify_together(world: World, path: Path) -> None:
+    """Each process reads some of the files. Raises: CheckpointError, on all of them alike."""
+    problem = None
+    try:
+        verify_checkpoint(path, world.rank, world.layout.world_size)
+    except CheckpointError as error:
+        problem = str(error)
+    for found in world.gather(problem):
+        if found is not None:
+            raise CheckpointError(found)
 
 
 @torch.no_grad()
