@@ -30,6 +30,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/peers.py --shape large --rounds 3
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/processes.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

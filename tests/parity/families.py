@@ -1,4 +1,4 @@
-"""Tiny random models of six families: transformers' own, our shape for it, and how names map.
+"""Tiny random models of eight families: transformers' own, our shape for it, and how names map.
 
 Each `to_ours` rearranges a dict of the other side's tensors, weights and gradients alike.
 """
@@ -19,6 +19,10 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
@@ -138,6 +142,26 @@ def llama(t: Tensors) -> Tensors:
     table |= {f"ffn.{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
     ends = {"embed": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
     return per_layer(t, table, "model.layers.{}.") | rename(t, ends, "", "")
+
+
+def mixture(t: Tensors) -> Tensors:
+    """Mixtral and OLMoE, as transformers keeps them: gate and up of all experts in one tensor."""
+    table = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+    table |= {f"attn.{x}": f"self_attn.{x}_proj" for x in "qkvo"}
+    table |= {f"attn.{x}_norm": f"self_attn.{x}_norm" for x in "qk"}
+    table |= {"ffn.router": "mlp.gate"}
+    ends = {"embed": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
+    mapped = per_layer(t, table, "model.layers.{}.") | rename(t, ends, "", "")
+    for i in range(LAYERS):
+        both = t[f"model.layers.{i}.mlp.experts.gate_up_proj"]
+        gate, up = both.chunk(2, dim=1)
+        down = t[f"model.layers.{i}.mlp.experts.down_proj"]
+        for name, tensor in (("gate", gate), ("up", up), ("down", down)):
+            mapped[f"blocks.{i}.ffn.experts.{name}.weight"] = tensor
+    return mapped
+
+
+EXPERTS = dict(num_experts=8, norm="rmsnorm", activation="swiglu", tie_embeddings=False)
 
 
 def shape(**settings: object) -> ModelConfig:
@@ -268,6 +292,53 @@ FAMILIES = [
         ),
         shape(norm="rmsnorm", activation="swiglu", num_kv_heads=2, d_ff=F, tie_embeddings=False),
         llama,
+    ),
+    Family(
+        "mixtral",
+        lambda: MixtralForCausalLM(
+            MixtralConfig(
+                vocab_size=V,
+                hidden_size=D,
+                intermediate_size=F,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=H,
+                num_key_value_heads=2,
+                num_local_experts=8,
+                num_experts_per_tok=2,
+                max_position_embeddings=CONTEXT,
+                rms_norm_eps=1e-5,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+                sliding_window=None,
+            )
+        ),
+        shape(num_kv_heads=2, rotary_base=1e6, d_ff=F, experts_per_token=2, **EXPERTS),
+        mixture,
+    ),
+    Family(
+        "olmoe",
+        lambda: OlmoeForCausalLM(
+            OlmoeConfig(
+                vocab_size=V,
+                hidden_size=D,
+                intermediate_size=24,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=H,
+                num_key_value_heads=H,
+                num_experts=8,
+                num_experts_per_tok=3,
+                max_position_embeddings=CONTEXT,
+                pad_token_id=None,
+                eos_token_id=None,
+            )
+        ),
+        shape(
+            qk_norm="projection",
+            expert_d_ff=24,
+            experts_per_token=3,
+            router_normalize=False,
+            **EXPERTS,
+        ),
+        mixture,
     ),
 ]
 

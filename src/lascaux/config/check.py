@@ -12,7 +12,9 @@ from lascaux.errors import ConfigError
 _POSITIVE = (
     "model.num_layers model.d_model model.num_heads model.num_kv_heads model.head_dim model.d_ff "
     "model.vocab_size model.padded_vocab_size model.max_context model.norm_eps model.rotary_dims "
-    "model.rotary_base train.steps train.tokens train.batch_tokens train.microbatch_seqs "
+    "model.rotary_base model.experts_per_token model.expert_d_ff model.moe_every "
+    "model.capacity_factor model.router_scale model.balance_rate train.steps train.tokens "
+    "train.batch_tokens train.microbatch_seqs "
     "train.seq_len train.threads optimizer.lr optimizer.adamw_lr optimizer.embedding_lr "
     "optimizer.eps "
     "optimizer.grad_clip optimizer.muon_newton_schulz_steps checkpoint.every_steps "
@@ -20,7 +22,14 @@ _POSITIVE = (
     "tokenizer.train_bytes parallel.dp_replicate parallel.dp_shard parallel.tp parallel.cp "
     "parallel.pp parallel.virtual_pp parallel.timeout_seconds"
 ).split()
+_OF_EXPERTS = (
+    "experts_per_token expert_d_ff num_shared_experts num_dense_layers moe_every capacity_factor "
+    "drop_by router_score router_normalize router_scale balance balance_weight balance_rate "
+    "router_z_weight"
+).split()
 _NOT_NEGATIVE = (
+    "model.num_experts model.num_shared_experts model.num_dense_layers model.balance_weight "
+    "model.router_z_weight "
     "model.learned_position_offset train.seed optimizer.weight_decay schedule.warmup_steps "
     "checkpoint.keep evaluate.every_steps generate.temperature generate.top_k generate.seed"
 ).split()
@@ -93,6 +102,7 @@ def check_model(model: ModelConfig) -> None:
             f"{model.vocab_size}"
         )
     check_positions(model)
+    check_experts(model)
     if model.norm == "rmsnorm" and model.norm_bias:
         raise no_effect("model.norm_bias", "with model.norm = 'rmsnorm', which has none")
 
@@ -113,6 +123,35 @@ def check_positions(model: ModelConfig) -> None:
         raise no_effect(
             "model.learned_position_offset", f"with model.position = '{model.position}'"
         )
+
+
+def check_experts(model: ModelConfig) -> None:
+    """Settings of experts need experts, and enough of them."""
+    defaults = ModelConfig()
+    if model.num_experts == 0:
+        for name in _OF_EXPERTS:
+            if getattr(model, name) != getattr(defaults, name):
+                raise no_effect(f"model.{name}", "with model.num_experts = 0")
+        return
+    if model.num_mixture_layers == 0:
+        raise ConfigError(
+            f"[model] num_experts {model.num_experts}, but no layer has them: num_dense_layers "
+            f"{model.num_dense_layers} and moe_every {model.moe_every} leave none of the "
+            f"{model.num_layers} layers; lower one of them"
+        )
+    if model.experts_per_token > model.num_experts:
+        raise ConfigError(
+            f"[model] experts_per_token {model.experts_per_token} is more than num_experts "
+            f"{model.num_experts}"
+        )
+    if model.ffn_bias:
+        raise ConfigError("[model] ffn_bias is not for models with experts, which have no biases")
+    if model.capacity_factor is None and model.drop_by != "position":
+        raise no_effect("model.drop_by", "without model.capacity_factor, as nothing is dropped")
+    if model.balance != "bias" and model.balance_rate is not None:
+        raise no_effect("model.balance_rate", f"with model.balance = '{model.balance}'")
+    if model.balance != "loss" and model.balance_weight != defaults.balance_weight:
+        raise no_effect("model.balance_weight", f"with model.balance = '{model.balance}'")
 
 
 def check_train(train: TrainConfig, model: ModelConfig) -> None:

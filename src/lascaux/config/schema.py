@@ -67,6 +67,36 @@ class ModelConfig:
     """use the token embedding as the output head"""
     head_bias: bool = False
     """bias on the output head (GPT-J)"""
+    num_experts: int = 0
+    """experts of each mixture layer; 0: every layer is dense"""
+    experts_per_token: int = 2
+    """experts that compute each token"""
+    expert_d_ff: int | None = None
+    """width of one expert; unset: d_ff"""
+    num_shared_experts: int = 0
+    """expert widths of a dense layer beside the experts that every token visits"""
+    num_dense_layers: int = 0
+    """first layers that stay dense"""
+    moe_every: int = 1
+    """every n-th layer after those is a mixture, the others are dense"""
+    capacity_factor: float | None = None
+    """most tokens of an expert, as a multiple of an even share of a micro-batch; unset: none are dropped"""
+    drop_by: Literal["position", "probability"] = "position"
+    """with a capacity: drop the tokens that come last, or the least likely ones"""
+    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    """how the router's logits become weights"""
+    router_normalize: bool | None = None
+    """divide the weights of a token's experts by their sum; unset: with two experts or more"""
+    router_scale: float = 1.0
+    """factor on the weights of the experts"""
+    balance: Literal["loss", "bias", "none"] = "loss"
+    """keep experts equally busy by a loss, by a bias that chooses but never weighs, or not at all"""
+    balance_weight: float = 0.01
+    """weight of the balance loss, which is 1 for even choices"""
+    balance_rate: float | None = None
+    """step of the balance bias; unset: 0.001"""
+    router_z_weight: float = 0.001
+    """weight of the mean squared logsumexp of the router's logits"""
     init: Literal["gpt2", "neox", "zero_residual"] = "gpt2"
     """scale of the initial weights: GPT-2 (0.02, residual outputs / sqrt(2 layers)), GPT-NeoX (small init, Wang init), or GPT-2's with residual outputs at zero"""
 
@@ -89,6 +119,28 @@ class ModelConfig:
     def ffn_width(self) -> int:
         """Width of the feed-forward layer."""
         return 4 * self.d_model if self.d_ff is None else self.d_ff
+
+    @property
+    def expert_width(self) -> int:
+        """Width of one expert."""
+        return self.ffn_width if self.expert_d_ff is None else self.expert_d_ff
+
+    @property
+    def normalises_weights(self) -> bool:
+        """Whether a token's weights add up to one before `router_scale`."""
+        if self.router_normalize is None:
+            return self.experts_per_token > 1
+        return self.router_normalize
+
+    def is_mixture(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, has experts."""
+        after = layer - self.num_dense_layers
+        return self.num_experts > 0 and after >= 0 and after % self.moe_every == self.moe_every - 1
+
+    @property
+    def num_mixture_layers(self) -> int:
+        """Layers that have experts."""
+        return sum(self.is_mixture(layer) for layer in range(self.num_layers))
 
     @property
     def rotary_width(self) -> int:

@@ -1,4 +1,4 @@
-"""GELU in its tanh form, without torch's slow tanh where the difference cannot be seen."""
+"""Non-linearities of feed-forward layers; GELU's tanh form without torch's slow tanh."""
 
 import torch
 from torch import Tensor
@@ -14,3 +14,20 @@ def gelu_tanh(x: Tensor) -> Tensor:
     """
     by_erf = x.dtype == torch.bfloat16 and x.device.type == "cpu"
     return F.gelu(x, approximate="none" if by_erf else "tanh")
+
+
+def activate(name: str, up: Tensor, gate: Tensor | None) -> Tensor:
+    """The non-linearity of that name; silu(gate) · up for swiglu (Shazeer 2020)."""
+    match name:
+        case "swiglu":
+            assert gate is not None
+            return F.silu(gate) * up
+        case "gelu":
+            return F.gelu(up)
+        case "gelu_tanh":
+            return gelu_tanh(up)
+        case "relu":
+            return F.relu(up)
+        case "relu_squared":  # Primer, So et al. 2021
+            return F.relu(up).square()
+    raise AssertionError(f"no activation {name}")

@@ -17,6 +17,9 @@ class ParameterCount:
     position: int
     attention: int
     feed_forward: int
+    """of dense layers and of what every token visits"""
+    experts: int
+    router: int
     norm: int
     head: int
 
@@ -28,6 +31,8 @@ class ParameterCount:
             + self.position
             + self.attention
             + self.feed_forward
+            + self.experts
+            + self.router
             + self.norm
             + self.head
         )
@@ -45,19 +50,40 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
     }[model.qk_norm]
     attention_biases = (attention + 2 * kv) * model.attention_bias
     attention_biases += width * model.attention_output_bias
-    ffn_matrices = 3 if model.activation == "swiglu" else 2
-    ffn_biases = ((ffn_matrices - 1) * model.ffn_width + width) * model.ffn_bias
+    dense_layers = model.num_layers - model.num_mixture_layers
+    ffn_biases = ((_ffn_matrices(model) - 1) * model.ffn_width + width) * model.ffn_bias
+    dense = dense_layers * (expert_parameters(model, model.ffn_width) + ffn_biases)
+    expert = model.num_mixture_layers * expert_parameters(model, model.expert_width)
+    bias = model.num_experts if model.balance == "bias" else 0
     learned = model.position == "learned"
     head_matrix = 0 if model.tie_embeddings else model.vocab_rows * width
     return ParameterCount(
         embedding=model.vocab_rows * width,
         position=(model.max_context + model.learned_position_offset) * width * learned,
         attention=model.num_layers * (attention_matmul_parameters(model) + attention_biases),
-        feed_forward=model.num_layers * (ffn_matrices * width * model.ffn_width + ffn_biases),
+        feed_forward=dense + model.num_shared_experts * expert,
+        experts=model.num_experts * expert,
+        router=model.num_mixture_layers * (model.num_experts * width + bias),
         norm=model.num_layers * (norms_per_layer * norm + qk_norm)
         + norm * (1 + model.embedding_norm),
         head=head_matrix + model.vocab_rows * model.head_bias,
     )
+
+
+def expert_parameters(model: ModelConfig, width: int) -> int:
+    """Weights of one feed-forward network of this width."""
+    return _ffn_matrices(model) * model.d_model * width
+
+
+def _ffn_matrices(model: ModelConfig) -> int:
+    return 3 if model.activation == "swiglu" else 2
+
+
+def active_parameters(model: ModelConfig) -> int:
+    """Parameters that one token uses: all but the experts it does not visit."""
+    idle = model.num_experts - model.experts_per_token
+    expert = expert_parameters(model, model.expert_width)
+    return count_parameters(model).total - max(0, idle) * model.num_mixture_layers * expert
 
 
 def replicated_parameters(model: ModelConfig) -> int:
@@ -87,10 +113,16 @@ def attention_matmul_parameters(model: ModelConfig) -> int:
 
 
 def active_matmul_parameters(model: ModelConfig) -> int:
-    """N_active: weights a token is multiplied with, output head included, embeddings not."""
-    ffn_matrices = 3 if model.activation == "swiglu" else 2
-    feed_forward = ffn_matrices * model.d_model * model.ffn_width
-    body = model.num_layers * (attention_matmul_parameters(model) + feed_forward)
+    """N_active: weights a token is multiplied with, output head included, embeddings not.
+
+    Of a mixture's experts those that a token visits, also where a capacity drops some.
+    """
+    mixtures = model.num_mixture_layers
+    visited = model.experts_per_token + model.num_shared_experts
+    mixture = visited * expert_parameters(model, model.expert_width)
+    mixture += model.num_experts * model.d_model
+    dense = (model.num_layers - mixtures) * expert_parameters(model, model.ffn_width)
+    body = model.num_layers * attention_matmul_parameters(model) + dense + mixtures * mixture
     return body + model.vocab_rows * model.d_model
 
 
@@ -123,7 +155,10 @@ def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
     total = count_parameters(model).total
     if optimizer == "adamw":
         return 4 * 2 * total
-    matrices = active_matmul_parameters(model) - model.vocab_rows * model.d_model
+    mixtures, expert = model.num_mixture_layers, expert_parameters(model, model.expert_width)
+    dense = (model.num_layers - mixtures) * expert_parameters(model, model.ffn_width)
+    experts = mixtures * (model.num_experts + model.num_shared_experts) * expert
+    matrices = model.num_layers * attention_matmul_parameters(model) + dense + experts
     return 4 * (matrices + 2 * (total - matrices))
 
 

@@ -8,7 +8,7 @@ Standard deviations, in a network of L layers and width D:
 | neox          | √(2 / 5D)    | 2 / (L √D)       | √(2 / 5D)  | Black et al. 2022, section 3 |
 | zero_residual | 0.02         | 0                | 0.02       | Zhang et al. 2019 (Fixup)    |
 
-Residual outputs are attn.o and ffn.down. Norm gains are one and biases zero throughout.
+Residual outputs are attn.o and ffn.down, also of experts. Norm gains are one and biases zero.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from torch import Tensor
 from lascaux.config.schema import ModelConfig
 from lascaux.model.transformer import Transformer
 
-RESIDUAL_OUTPUTS = ("attn.o.weight", "ffn.down.weight")
+RESIDUAL_OUTPUTS = ("attn.o.weight", "down.weight")
 EMBEDDINGS = ("embed.weight", "position_embed.weight")
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lascaux.config.schema import ModelConfig
-from lascaux.kernels.activation import gelu_tanh
+from lascaux.kernels.activation import activate
 from lascaux.kernels.cross_entropy import linear_cross_entropy
 from lascaux.kernels.embedding import embedding
 from lascaux.kernels.norm import layer_norm
 from lascaux.model.attention import Attention, AttentionMask, LayerCache
+from lascaux.model.moe import MixtureOfExperts
 from lascaux.model.positions import Rotation, rotation
 
 
@@ -49,28 +50,26 @@ def make_norm(config: ModelConfig) -> nn.Module:
 class FeedForward(nn.Module):
     """down(activation(up(x))), or down(silu(gate(x)) · up(x)) for swiglu (Shazeer 2020)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        self.config = config
-        self.up = nn.Linear(config.d_model, config.ffn_width, bias=config.ffn_bias)
+        self.activation = config.activation
+        self.up = nn.Linear(config.d_model, width, bias=config.ffn_bias)
         if config.activation == "swiglu":
-            self.gate = nn.Linear(config.d_model, config.ffn_width, bias=config.ffn_bias)
-        self.down = nn.Linear(config.ffn_width, config.d_model, bias=config.ffn_bias)
+            self.gate = nn.Linear(config.d_model, width, bias=config.ffn_bias)
+        self.down = nn.Linear(width, config.d_model, bias=config.ffn_bias)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Each position on its own."""
-        match self.config.activation:
-            case "swiglu":
-                h = F.silu(self.gate(x)) * self.up(x)
-            case "gelu":
-                h = F.gelu(self.up(x))
-            case "gelu_tanh":
-                h = gelu_tanh(self.up(x))
-            case "relu":
-                h = F.relu(self.up(x))
-            case "relu_squared":  # Primer, So et al. 2021
-                h = F.relu(self.up(x)).square()
-        return self.down(h)
+        gate = self.gate(x) if self.activation == "swiglu" else None
+        return self.down(activate(self.activation, self.up(x), gate))
+
+
+def make_feed_forward(config: ModelConfig, layer: int) -> nn.Module:
+    """Dense, or a mixture of experts where the config says so."""
+    if not config.is_mixture(layer):
+        return FeedForward(config, config.ffn_width)
+    shared = config.num_shared_experts * config.expert_width
+    return MixtureOfExperts(config, FeedForward(config, shared) if shared else None)
 
 
 class Sum(nn.Module):
@@ -101,14 +100,14 @@ class Block(nn.Module):
     Sandwich norms (CogView, Ding et al. 2021) normalise both outputs before the sum.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.arrangement = config.block
         self.norm1 = make_norm(config)
         self.attn = Attention(config)
         if config.block != "parallel":
             self.norm2 = make_norm(config)
-        self.ffn = FeedForward(config)
+        self.ffn = make_feed_forward(config, layer)
         self.join = Sum()
         self.attn_out_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
         self.ffn_out_norm = make_norm(config) if config.sandwich_norm else nn.Identity()
@@ -142,7 +141,7 @@ class Transformer(nn.Module):
             rows = config.max_context + config.learned_position_offset
             self.position_embed = Embedding(rows, config.d_model)
         self.embed_norm = make_norm(config) if config.embedding_norm else nn.Identity()
-        self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
+        self.blocks = nn.ModuleDict({str(i): Block(config, i) for i in range(config.num_layers)})
         self.final_norm = make_norm(config)
         self.mask, self.loss = AttentionMask(config), HeadLoss()
         if not config.tie_embeddings:

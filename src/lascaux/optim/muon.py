@@ -70,9 +70,12 @@ class Muon(Optimizer):
 
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Move parameters of one shape."""
+        shape = parameters[0].shape
         directions = torch.stack([whole(self._momentum(p, group["momentum"])) for p in parameters])
-        updates = orthogonalise(directions, group["newton_schulz_steps"], group["compute_dtype"])
-        scale = group["lr"] * RMS_OF_ADAMW * max(parameters[0].shape) ** 0.5
+        matrices = directions.view(-1, *shape[-2:])  # of 3-dimensional ones each has several
+        updates = orthogonalise(matrices, group["newton_schulz_steps"], group["compute_dtype"])
+        updates = updates.view(-1, *shape)
+        scale = group["lr"] * RMS_OF_ADAMW * max(shape[-2:]) ** 0.5
         for parameter, update in zip(parameters, updates, strict=True):
             own = update[slab_of(parameter)].to(parameter.dtype)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])

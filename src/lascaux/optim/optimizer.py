@@ -42,7 +42,7 @@ def build_optimizers(
     network computes in it, as on every GPU. `deterministic` leaves out torch's fused AdamW, which
     rounds the last elements of a tensor otherwise than those it takes several at a time.
     """
-    named = dict(parameters)
+    named = {name: p for name, p in parameters if p.requires_grad}
     in_bf16 = precision == "bf16" or any(parameter.is_cuda for parameter in named.values())
     dtype = next(iter(named.values())).dtype
     kept_apart = {*EMBEDDINGS, TIED_COPY}
@@ -56,7 +56,7 @@ def build_optimizers(
                 not deterministic,
             )
         ]
-    matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2}
+    matrices = {n: p for n, p in named.items() if _is_matrix_of_a_block(n, p)}
     others = [p for n, p in named.items() if n not in matrices and n not in kept_apart]
     muon = Muon(
         list(matrices.values()),
@@ -72,6 +72,11 @@ def build_optimizers(
         muon,
         _adamw([(others, lr), (embeddings, config.embedding_lr or lr)], config, not deterministic),
     ]
+
+
+def _is_matrix_of_a_block(name: str, parameter: Tensor) -> bool:
+    """Or a matrix for each expert. A router's rows stand for experts and are no such matrix."""
+    return name.startswith("blocks.") and parameter.ndim >= 2 and not name.endswith("router.weight")
 
 
 def _adamw(

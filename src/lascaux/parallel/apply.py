@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from lascaux.config.schema import Config
 from lascaux.model.attention import Attend
 from lascaux.model.init import initial_tensor
+from lascaux.model.moe import routers_of
 from lascaux.model.transformer import Transformer
 from lascaux.parallel.blocks import prepare_blocks
 from lascaux.parallel.collectives import gather, own_piece, scatter_sum
@@ -153,6 +154,8 @@ def shard_weights(model: Transformer, world: World, config: Config, dtype: torch
     # in deterministic mode SplitModel adds up the replicas' gradients in a fixed order
     repeated = world.layout.dp_replicate > 1 and not config.train.deterministic
     mesh = world.mesh["dp_replicate", "fsdp"] if repeated else world.mesh["fsdp"]
+    for router in routers_of(model).values():
+        fully_shard(router, mesh=mesh)  # chooses in fp32
     for block in model.blocks.values():
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -172,6 +175,8 @@ def release_weights(model: Transformer) -> None:
 def initialise_shards(model: Transformer, device: torch.device, seed: int) -> None:
     """Memory for this process's part, and the weights that `model.init` gives a whole model."""
     model.to_empty(device=device)
+    for router in routers_of(model).values():
+        router.report.sums.zero_()
     fill(
         model.named_parameters(),
         lambda name, shape: initial_tensor(name, shape, model.config, seed),

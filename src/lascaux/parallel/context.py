@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -17,6 +18,7 @@ from torch.distributed import ProcessGroup
 from lascaux.data.loader import Batch
 from lascaux.kernels.attention import attention
 from lascaux.model.attention import Attend
+from lascaux.model.moe import Load
 from lascaux.model.transformer import Transformer
 from lascaux.parallel.collectives import all_gather, gather
 
@@ -46,6 +48,8 @@ def split_context(model: Transformer, group: ProcessGroup) -> None:
     model.mask.forward = context.mask_from(model.mask.forward)
     for attend in (m for m in model.modules() if isinstance(m, Attend)):
         attend.forward = context.attend
+    for load in (m for m in model.modules() if isinstance(m, Load)):
+        load.forward = context.add_up
 
 
 class Context:
@@ -83,6 +87,11 @@ class Context:
             return torch.cat([rows[piece] for piece in self.own], 2)
 
         return mask
+
+    def add_up(self, counts: Tensor, tokens: int) -> tuple[Tensor, int]:
+        """The pairs of each expert over all pieces of the sequences."""
+        dist.all_reduce(counts, group=self.group)
+        return counts, tokens * self.group.size()
 
     def attend(
         self,

@@ -121,6 +121,9 @@ def _check_tensor(model: ModelConfig, tp: int) -> None:
     if model.kv_heads != model.num_heads:
         _divides("parallel.tp", tp, "model.num_kv_heads", model.kv_heads)
     _divides("parallel.tp", tp, "model.d_ff", model.ffn_width)
+    if model.num_experts:
+        key = "model.d_ff" if model.expert_d_ff is None else "model.expert_d_ff"
+        _divides("parallel.tp", tp, key, model.expert_width)
     rows = "model.vocab_size" if model.padded_vocab_size is None else "model.padded_vocab_size"
     if model.vocab_rows % tp:
         raise ConfigError(
@@ -135,6 +138,11 @@ def _check_tensor(model: ModelConfig, tp: int) -> None:
 
 
 def _check_sequence(config: Config, layout: Layout) -> None:
+    if layout.cp > 1 and config.model.capacity_factor is not None:
+        raise ConfigError(
+            "model.capacity_factor drops tokens of a whole micro-batch, of which parallel.cp gives "
+            "a process some; use dp_shard, tp or pp, or no capacity"
+        )
     pieces = layout.tp * (2 * layout.cp if layout.cp > 1 else 1)
     seq_len = config.train.seq_len
     if seq_len % pieces:

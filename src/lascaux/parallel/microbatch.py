@@ -3,12 +3,13 @@
 Shapes: B batch, T sequence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from lascaux.data.loader import Batch
+from lascaux.parallel.world import World
 
 
 def network_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor | None]:
@@ -28,6 +29,15 @@ def network_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor | Non
 def loss_sum(forward: Callable[..., Tensor], batch: Batch, device: torch.device) -> Tensor:
     """Sum of the token losses of one micro-batch, nats, in fp32."""
     return forward(**network_inputs(batch, device))
+
+
+def loss_scale(microbatches: Sequence[Batch], world: World) -> float:
+    """What a token's loss of a router counts: one over the tokens of the whole batch.
+
+    `microbatches` are those of this process; every process of tp sees all of a micro-batch.
+    """
+    own = sum(batch.tokens.size for batch in microbatches)
+    return 1 / (own * world.layout.data_parallel * world.layout.tp)
 
 
 class TreeSum:

@@ -18,10 +18,11 @@ from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleInterle
 
 from lascaux.config.schema import Config
 from lascaux.data.loader import Batch
+from lascaux.model.moe import routers_of, set_loss_scale
 from lascaux.model.transformer import Transformer
 from lascaux.parallel.apply import Initialise, release_weights, split_model
 from lascaux.parallel.context import cut_sequences
-from lascaux.parallel.microbatch import network_inputs
+from lascaux.parallel.microbatch import loss_scale, network_inputs
 from lascaux.parallel.plan import TIED_COPY, stage_layers, stages_of
 from lascaux.parallel.shards import local
 from lascaux.parallel.world import World, add_tensor_parallel_gradients, gradient_norm
@@ -56,6 +57,10 @@ class PipelineModel:
             for stage, model in self.models.items()
             for name, parameter in model.named_parameters()
         ]
+        self.model_config = config.model
+        self.routers = {
+            n: r for model in self.models.values() for n, r in routers_of(model).items()
+        }
         stages: list[Any] = [self._pipeline_stage(stage, dtype) for stage in own]
         make = (
             partial(Schedule1F1B, stages[0])
@@ -112,6 +117,7 @@ class PipelineModel:
         Processes without the last stage return zeros.
         """
         self.num_targets = num_targets
+        set_loss_scale(self.routers, loss_scale(microbatches, self.world))
         losses = self._run(self.schedule.step, microbatches)
         add_tensor_parallel_gradients(self.world, (p for _, p in self.named_parameters()))
         self._add_tied_gradients()

@@ -18,7 +18,8 @@ from typing import Literal
 from lascaux.config.schema import ModelConfig
 
 Weights = Literal["rows", "columns", "whole"]
-"""rows: the first dimension is split; columns: the second; whole: every process has all of it"""
+"""rows: the output dimension of a matrix is split, or of each expert's; columns: the input
+dimension; whole: every process has all of it"""
 After = Literal["gather", "scatter"]
 
 TIED_COPY = "embed.weight.copy"
@@ -50,6 +51,10 @@ def tensor_plan(model: ModelConfig) -> tuple[Row, ...]:
         Row(pattern="blocks.*.ffn.gate", weights="rows"),
         Row(pattern="blocks.*.ffn.up", weights="rows"),
         Row(pattern="blocks.*.ffn.down", weights="columns"),
+        Row(pattern="blocks.*.ffn.router", weights="whole"),
+        Row(pattern="blocks.*.ffn.*.gate", weights="rows"),  # of experts, and of shared ones
+        Row(pattern="blocks.*.ffn.*.up", weights="rows"),
+        Row(pattern="blocks.*.ffn.*.down", weights="columns"),
         Row(pattern="blocks.*.join", after="scatter" if one_sum else None),
         Row(pattern="blocks.*.attn", after=None if one_sum else "scatter"),
         Row(pattern="blocks.*.ffn", after=None if one_sum else "scatter"),
@@ -73,7 +78,7 @@ def split_dim(rows: tuple[Row, ...], parameter: str, num_dims: int) -> int | Non
         raise AssertionError(f"no row of the plan says how to split {parameter}")
     if row.weights == "whole" or (row.weights == "columns" and num_dims == 1):
         return None
-    return 0 if row.weights == "rows" else 1
+    return max(0, num_dims - 2) if row.weights == "rows" else num_dims - 1
 
 
 def stage_layers(num_layers: int, num_stages: int) -> list[range]:

@@ -12,11 +12,12 @@ from torch.nn.utils import get_total_norm
 
 from lascaux.config.schema import Config
 from lascaux.data.loader import Batch
+from lascaux.model.moe import routers_of, set_loss_scale
 from lascaux.model.transformer import Transformer
 from lascaux.parallel.apply import Initialise, release_weights, split_model
 from lascaux.parallel.collectives import all_gather
 from lascaux.parallel.context import cut_sequences
-from lascaux.parallel.microbatch import TreeSum, add_pairs, loss_sum
+from lascaux.parallel.microbatch import TreeSum, add_pairs, loss_scale, loss_sum
 from lascaux.parallel.shards import as_shard, local, whole
 from lascaux.parallel.world import World, add_tensor_parallel_gradients, gradient_norm
 
@@ -29,12 +30,13 @@ class SplitModel:
     def __init__(
         self, config: Config, world: World, dtype: torch.dtype, initialise: Initialise
     ) -> None:
-        self.world, self.config = world, config
+        self.world, self.model_config = world, config.model
         with torch.device("meta"):
             self.model = Transformer(config.model)
         split_model(self.model, world, config, dtype)
         initialise(self.model, world.device, config.train.seed)
         self._sharded = list(self.model.named_parameters())  # FSDP swaps them in the model
+        self.routers = routers_of(self.model)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=False)
         self.deterministic = config.train.deterministic
         if self.deterministic and world.layout.dp_shard > 1:
@@ -60,6 +62,7 @@ class SplitModel:
 
     def forward_backward(self, microbatches: Sequence[Batch], num_targets: int, lap: Lap) -> Tensor:
         """Gradients of the sum of losses over `num_targets`; returns each micro-batch's share."""
+        set_loss_scale(self.routers, loss_scale(microbatches, self.world))
         if self.deterministic:
             return self._in_fixed_order(microbatches, num_targets, lap)
         losses = []

@@ -11,7 +11,7 @@ from lascaux.config.schema import Config, ModelConfig, ParallelConfig
 from lascaux.parallel.layout import AXES, Layout
 
 MOST_PROCESSES = 16
-HEAD_WIDTH, TOKENS, VOCABULARY = 16, 16, 96
+HEAD_WIDTH, TOKENS, VOCABULARY, MOST_EXPERTS = 16, 16, 96, 8
 
 
 def shrink(config: Config, layout: Layout) -> tuple[Config, Layout]:
@@ -66,17 +66,26 @@ def _shrink_model(model: ModelConfig, parallel: ParallelConfig, seq_len: int) ->
     rotary_dims = None
     if model.rotary_dims is not None:
         rotary_dims = max(2, model.rotary_dims * head_width // model.head_width // 2 * 2)
+    expert_d_ff = None
+    if model.expert_d_ff is not None:
+        expert_d_ff = _multiple(max(8, d_model * model.expert_d_ff // model.d_model // 8 * 8), tp)
+    num_experts = min(MOST_EXPERTS, model.num_experts)
     rows = _multiple(VOCABULARY, tp)
     padded = model.padded_vocab_size is not None
+    layers = 1 + model.moe_every if model.num_experts else 2
     uneven = bool(model.num_layers % stages)
     return dataclasses.replace(
         model,
-        num_layers=min(model.num_layers, max(2, stages) + uneven),
+        num_layers=min(model.num_layers, max(layers, stages) + uneven),
         d_model=d_model,
         num_heads=kv_heads * group,
         num_kv_heads=None if model.num_kv_heads is None else kv_heads,
         head_dim=None if model.head_dim is None else head_width,
         d_ff=d_ff,
+        expert_d_ff=expert_d_ff,
+        num_experts=num_experts,
+        experts_per_token=min(model.experts_per_token, max(2, num_experts // 2)),
+        num_dense_layers=min(1, model.num_dense_layers),
         rotary_dims=rotary_dims,
         vocab_size=rows - 3 * padded,
         padded_vocab_size=rows if padded else None,

@@ -42,7 +42,7 @@ from lascaux.train.run_folder import (
 )
 from lascaux.train.signals import StopRequest
 from lascaux.train.state import Run, begin_save, build_run, check_memory, finish_save, restore
-from lascaux.train.step import NonFiniteError, is_out_of_memory, split_batch, train_step
+from lascaux.train.step import NonFiniteError, StepResult, is_out_of_memory, split_batch, train_step
 from lascaux.train.tracking import NoTracker, make_tracker
 from lascaux.units import format_count
 
@@ -211,7 +211,7 @@ def train_steps(run: Run) -> None:
                 ) from error
             seconds = time.perf_counter() - started
             run.step += 1
-            record = step_record(run, result.loss, lr, result.grad_norm, seconds)
+            record = step_record(run, result, lr, seconds)
             if is_due(run.step, config.evaluate.every_steps, run.num_steps):
                 record |= look(run, samples, progress)
             run.elapsed_seconds += time.perf_counter() - started
@@ -243,9 +243,7 @@ def is_due(step: int, every_steps: int, last_step: int) -> bool:
     return step == last_step or (every_steps > 0 and step % every_steps == 0)
 
 
-def step_record(
-    run: Run, loss: float, lr: float, grad_norm: float, seconds: float
-) -> dict[str, Any]:
+def step_record(run: Run, result: StepResult, lr: float, seconds: float) -> dict[str, Any]:
     """The line of metrics.jsonl for the step that just ended."""
     tokens = run.config.train.batch_tokens
     tokens_per_second = tokens / seconds
@@ -253,13 +251,13 @@ def step_record(
     return {
         "step": run.step,
         "tokens_seen": run.step * tokens,
-        "loss": loss,
+        "loss": result.loss,
         "lr": lr,
-        "grad_norm": grad_norm,
+        "grad_norm": result.grad_norm,
         "tokens_per_second": tokens_per_second,
         "mfu": work / run.machine.matmul_peak_flops_per_second,
         "seconds": seconds,
-    }
+    } | (result.experts.record() if result.experts is not None else {})
 
 
 def look(run: Run, samples: StepLog, progress: TrainingProgress) -> dict[str, float]:

@@ -10,11 +10,23 @@ from torch.nn.utils import get_total_norm
 
 from lascaux.config.schema import TrainConfig
 from lascaux.data.loader import Batch
+from lascaux.model.moe import Report, Router, routers_of, set_loss_scale
 from lascaux.model.transformer import Transformer
 from lascaux.parallel.blocks import prepare_blocks
 from lascaux.parallel.microbatch import TreeSum, loss_sum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def lower_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """The network in `dtype`, but routers as they are: a rounded choice is another choice."""
+    network = copy.deepcopy(model).to(dtype)
+    for mine, theirs in zip(network.modules(), model.modules(), strict=True):
+        if isinstance(theirs, Router):
+            for name, parameter in theirs.named_parameters():
+                setattr(mine, name, copy.deepcopy(parameter))
+            mine.report = Report(theirs.config.num_experts).to(theirs.weight.device)
+    return network
 
 
 class WorkingCopy:
@@ -26,9 +38,10 @@ class WorkingCopy:
 
     def __init__(self, model: Transformer, train: TrainConfig) -> None:
         dtype = DTYPES[train.precision]
-        self.model = model
-        self.network = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+        self.model, self.model_config = model, model.config
+        self.network = model if dtype == torch.float32 else lower_copy(model, dtype)
         prepare_blocks(self.network, train)
+        self.routers = routers_of(self.network)
         self.deterministic = train.deterministic
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
@@ -48,6 +61,8 @@ class WorkingCopy:
     ) -> Tensor:
         """Gradients of the sum of losses over `num_targets`; returns each micro-batch's share."""
         losses, total = [], TreeSum()
+        tokens = sum(batch.tokens.size for batch in microbatches)
+        set_loss_scale(self.routers, self.scaler.get_scale() / tokens)
         parameters = [parameter for _, parameter in self.named_parameters()]
         for batch in microbatches:
             loss = loss_sum(self.network, batch, self.device) / num_targets

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lascaux.config.schema import ModelConfig
 from lascaux.data.loader import NO_TARGET, Batch
 from lascaux.errors import LascauxError
+from lascaux.model.moe import Router
 from lascaux.parallel.shards import local
 from lascaux.parallel.world import World
+from lascaux.train.experts import ExpertFigures, settle_experts
 
 
 class NonFiniteError(LascauxError):
@@ -30,6 +33,7 @@ class StepResult:
 
     loss: float
     grad_norm: float
+    experts: ExpertFigures | None = None
 
 
 def ignore_lap(part: str) -> None:
@@ -40,6 +44,9 @@ class Network(Protocol):
     """What takes the gradients: a `WorkingCopy`, or a model split over processes."""
 
     scaler: torch.amp.GradScaler
+    model_config: ModelConfig
+    routers: dict[int, Router]
+    """those that are here, by their layer"""
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Every parameter this process has a part of, with its gradient afterwards."""
@@ -95,8 +102,12 @@ def train_step(
     for optimizer in optimizers:
         scaler.step(optimizer)
     scaler.update()
+    experts = None
+    if network.model_config.num_experts:
+        parameters = network.named_parameters()
+        experts = settle_experts(network.model_config, network.routers, parameters, world)
     lap("optimizer")
-    return StepResult(loss_value, grad_norm)
+    return StepResult(loss_value, grad_norm, experts)
 
 
 @torch.no_grad()
