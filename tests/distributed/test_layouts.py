@@ -1,6 +1,7 @@
 """Every layout trains the same model: losses, gradient norms and weights against one process."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -54,6 +55,23 @@ MODELS = {
         qk_norm="head",
         sandwich_norm=True,
         block="parallel_two_norms",
+    ),
+    "moe": ModelConfig(
+        **SHARED,
+        num_experts=8,
+        expert_d_ff=24,
+        num_shared_experts=1,
+        num_dense_layers=1,
+        activation="swiglu",
+        tie_embeddings=False,
+        balance_weight=0.1,
+        router_z_weight=0.01,
+    ),
+    "switch": ModelConfig(
+        **SHARED, num_experts=4, experts_per_token=1, moe_every=2, capacity_factor=1.25
+    ),
+    "balanced": ModelConfig(
+        **SHARED, num_experts=4, balance="bias", balance_rate=0.05, router_score="sigmoid"
     ),
     "bloom": ModelConfig(**SHARED, position="alibi", embedding_norm=True, ffn_bias=True),
 }
@@ -128,6 +146,7 @@ def train(network: Network, config: Config, world: World, case: Case) -> Any:
     return history, {name: whole(p.detach()).clone() for name, p in network.named_parameters()}
 
 
+@functools.cache
 def on_one(case: Case) -> Any:
     config = make_config(case.model)
     model = Transformer(config.model).to(case.dtype)
@@ -147,6 +166,19 @@ def on_layout(rank: int, parallel: dict[str, Any], size: int, cases: list[Case])
 
 
 CPU = torch.device("cpu")
+EXPERT_CASES = [
+    *(Case(m, "sgd", dtype=d) for m in ("moe", "switch") for d in (torch.float32, torch.float64)),
+    Case("moe", "muon", dtype=torch.float64),
+    Case("balanced", "adamw", dtype=torch.float64),
+]
+EXPERT_LAYOUTS: list[dict[str, Any]] = [
+    dict(dp_shard=2, ep=2),
+    dict(dp_shard=4, ep=2),
+    dict(dp_shard=4, ep=4),
+    dict(dp_replicate=2, dp_shard=2, ep=2),
+    dict(dp_shard=2, tp=2, ep=2),
+    dict(dp_shard=2, pp=2, ep=2),
+]
 LAYOUTS: list[dict[str, Any]] = [
     dict(dp_replicate=2),
     dict(dp_shard=2),
@@ -181,6 +213,15 @@ def test_a_layout_equals_one_process(layout: dict[str, Any]) -> None:
     cases = CASES if size < 8 else CASES[:6]
     results = on_ranks(size, on_layout, layout, size, cases)
     for number, case in enumerate(cases):
+        compare(case, [result[number] for result in results])
+
+
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS, ids=name_of)
+def test_experts_spread_over_processes_equal_one_process(layout: dict[str, Any]) -> None:
+    """Balance and z losses included; those of the two models weigh enough to show."""
+    size = math.prod(n for axis, n in layout.items() if axis in AXES)
+    results = on_ranks(size, on_layout, layout, size, EXPERT_CASES)
+    for number, case in enumerate(EXPERT_CASES):
         compare(case, [result[number] for result in results])
 
 

@@ -20,7 +20,7 @@ _POSITIVE = (
     "optimizer.grad_clip optimizer.muon_newton_schulz_steps checkpoint.every_steps "
     "evaluate.max_tokens evaluate.final_max_tokens evaluate.sample_tokens generate.max_tokens "
     "tokenizer.train_bytes parallel.dp_replicate parallel.dp_shard parallel.tp parallel.cp "
-    "parallel.pp parallel.virtual_pp parallel.timeout_seconds"
+    "parallel.ep parallel.pp parallel.virtual_pp parallel.timeout_seconds"
 ).split()
 _OF_EXPERTS = (
     "experts_per_token expert_d_ff num_shared_experts num_dense_layers moe_every capacity_factor "

@@ -279,6 +279,8 @@ class ParallelConfig:
     """tensor parallel: each process has some heads, feed-forward columns and vocabulary rows, and a part of the sequence in between"""
     cp: int = 1
     """context parallel: each process has two of 2 * cp pieces of every sequence"""
+    ep: int = 1
+    """expert parallel: each of ep processes has some of the experts, among those of dp_shard and cp"""
     pp: int = 1
     """pipeline parallel: each process has some of the layers"""
     virtual_pp: int = 1

@@ -48,7 +48,7 @@ def sum_pairs(
     """The weighted sum of each row's pairs, in the dtype of the weights; left out ones count 0."""
     num_rows, per_row = weights.shape
     placed = y.new_zeros(num_rows * per_row, y.shape[1]).index_copy(0, pairs, y)
-    return (placed.view(num_rows, per_row, -1) * weights[..., None]).sum(1)
+    return (placed.view(num_rows, per_row, y.shape[1]) * weights[..., None]).sum(1)
 
 
 class _TakeRows(torch.autograd.Function):
@@ -65,4 +65,4 @@ class _TakeRows(torch.autograd.Function):
         (pairs,) = ctx.saved_tensors
         placed = grad.new_zeros(ctx.num_rows * ctx.per_row, grad.shape[1])
         placed.index_copy_(0, pairs, grad)
-        return placed.view(ctx.num_rows, ctx.per_row, -1).sum(1), None, None
+        return placed.view(ctx.num_rows, ctx.per_row, grad.shape[1]).sum(1), None, None

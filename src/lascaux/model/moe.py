@@ -62,8 +62,8 @@ class Router(nn.Module):
         self.loss_scale = 0.0
         self.report = Report(config.num_experts)
 
-    def forward(self, x: Float[Tensor, "N D"]) -> tuple[Routing, Float[Tensor, "N D"]]:
-        """The routing, and x itself, through which the gradient of the losses leaves."""
+    def forward(self, x: Float[Tensor, "N D"]) -> Routing:
+        """The routing; the gradient of the losses leaves beside that of the weights."""
         config = self.config
         wide = torch.promote_types(x.dtype, torch.float32)
         logits = F.linear(x.to(wide), self.weight.to(wide))
@@ -77,9 +77,8 @@ class Router(nn.Module):
         losses = self.losses(logits, p, experts)
         if self.training and torch.is_grad_enabled():
             self.report.add(p, counts, experts.numel(), losses)
-        if self.loss_scale:
-            x = AddLoss.apply(x, losses.sum(), self.loss_scale)
-        return Routing(experts, weights * config.router_scale, pairs, counts), x
+        weights = AddLoss.apply(weights * config.router_scale, losses.sum(), self.loss_scale)
+        return Routing(experts, weights, pairs, counts)
 
     def losses(
         self, logits: Float[Tensor, "N E"], p: Float[Tensor, "N E"], experts: Int[Tensor, "N K"]
@@ -128,13 +127,13 @@ def order_pairs(
 
 
 class AddLoss(torch.autograd.Function):
-    """x; its gradient, and beside it that of a loss with this scale."""
+    """x; backwards its gradient, and that of a loss with this scale."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, loss: Tensor, scale: float) -> Tensor:
-        """x as it is."""
+        """x as it is, but no view, which FSDP would have to warn of."""
         ctx.scale, ctx.dtype, ctx.device = scale, loss.dtype, loss.device
-        return x.view_as(x)
+        return x.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
@@ -151,7 +150,8 @@ class Report(nn.Module):
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
-        self.register_buffer("sums", torch.zeros(num_experts + 5), persistent=False)
+        sums = torch.zeros(num_experts + 5, dtype=torch.float64)  # exact for any number of tokens
+        self.register_buffer("sums", sums, persistent=False)
         self.sums: Tensor
 
     @torch.no_grad()
@@ -233,7 +233,8 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Each token on its own."""
-        routing, flat = self.router(x.flatten(0, 1))
+        flat = x.flatten(0, 1)
+        routing = self.router(flat)
         rows = take_rows(flat, routing.pairs, self.experts_per_token)
         made = self.spread(rows, routing.counts, self.experts)
         y = sum_pairs(made, routing.pairs, routing.weights).to(x.dtype).view_as(x)

@@ -18,11 +18,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from lascaux.config.schema import Config
 from lascaux.model.attention import Attend
 from lascaux.model.init import initial_tensor
-from lascaux.model.moe import routers_of
+from lascaux.model.moe import Experts, routers_of
 from lascaux.model.transformer import Transformer
 from lascaux.parallel.blocks import prepare_blocks
 from lascaux.parallel.collectives import gather, own_piece, scatter_sum
 from lascaux.parallel.context import split_context
+from lascaux.parallel.experts import split_experts
 from lascaux.parallel.plan import Row, find_row, split_dim, tensor_plan
 from lascaux.parallel.shards import fill, local
 from lascaux.parallel.vocabulary import split_cross_entropy
@@ -39,6 +40,8 @@ def split_model(model: Transformer, world: World, config: Config, dtype: torch.d
     assert world.mesh is not None
     if world.layout.cp > 1:
         split_context(model, world.group("cp"))
+    if world.layout.ep > 1:
+        split_experts(model, world)
     if world.layout.tp > 1:
         split_tensors(model, world.mesh["tp"])
     prepare_blocks(model, config.train)
@@ -51,8 +54,8 @@ def split_tensors(model: Transformer, mesh: DeviceMesh) -> None:
     group = mesh.get_group()
     for name, module in model.named_modules():
         row = find_row(rows, name)
-        if row is None:
-            continue
+        if row is None or any(isinstance(p, DTensor) for p in module.parameters(recurse=False)):
+            continue  # experts that ep has split are split by tp already
         for own, parameter in list(module.named_parameters(recurse=False)):
             full = f"{name}.{own}" if name else own
             dim = split_dim(rows, full, parameter.ndim)
@@ -156,6 +159,12 @@ def shard_weights(model: Transformer, world: World, config: Config, dtype: torch
     mesh = world.mesh["dp_replicate", "fsdp"] if repeated else world.mesh["fsdp"]
     for router in routers_of(model).values():
         fully_shard(router, mesh=mesh)  # chooses in fp32
+    if world.expert_mesh is not None:
+        of_experts = world.expert_mesh["edp"]
+        if repeated:
+            of_experts = world.expert_mesh["dp_replicate", "edp"]
+        for experts in (m for m in model.modules() if isinstance(m, Experts)):
+            fully_shard(experts, mesh=of_experts, mp_policy=policy)
     for block in model.blocks.values():
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)

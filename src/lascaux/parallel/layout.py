@@ -24,6 +24,8 @@ class Layout:
     dp_shard: int = 1
     cp: int = 1
     tp: int = 1
+    ep: int = 1
+    """experts spread over so many of the `weight_shards`; no axis of its own"""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -60,7 +62,8 @@ class Layout:
     def describe(self) -> str:
         """`dp_shard 2 x tp 2`, or `one process`."""
         parts = [f"{axis} {size}" for axis, size in zip(AXES, self.sizes, strict=True) if size > 1]
-        return " x ".join(parts) or "one process"
+        text = " x ".join(parts) or "one process"
+        return text if self.ep == 1 else f"{text} (ep {self.ep})"
 
 
 def resolve_layout(config: Config, world_size: int) -> Layout:
@@ -95,6 +98,7 @@ def resolve_layout(config: Config, world_size: int) -> Layout:
         dp_shard=parallel.dp_shard or world_size // others,
         cp=parallel.cp,
         tp=parallel.tp,
+        ep=parallel.ep,
     )
     check_layout(config, layout)
     return layout
@@ -104,6 +108,7 @@ def check_layout(config: Config, layout: Layout) -> None:
     """Raises: ConfigError for the first thing that the layout cannot split."""
     _check_settings(config.train, layout)
     _check_tensor(config.model, layout.tp)
+    _check_experts(config.model, layout)
     _check_sequence(config, layout)
     _check_pipeline(config.model, config.parallel)
     _check_batch(config, layout)
@@ -135,6 +140,16 @@ def _check_tensor(model: ModelConfig, tp: int) -> None:
             "parallel.tp splits the projections that model.qk_norm = 'projection' normalises as a "
             "whole; use dp_shard, cp or pp, or model.qk_norm = 'head'"
         )
+
+
+def _check_experts(model: ModelConfig, layout: Layout) -> None:
+    if layout.ep == 1:
+        return
+    if model.num_experts == 0:
+        raise no_effect("parallel.ep", "with model.num_experts = 0")
+    _divides("parallel.ep", layout.ep, "model.num_experts", model.num_experts)
+    keys = f"parallel.dp_shard {layout.dp_shard} x parallel.cp {layout.cp} ="
+    _divides("parallel.ep", layout.ep, keys, layout.weight_shards)
 
 
 def _check_sequence(config: Config, layout: Layout) -> None:
@@ -204,10 +219,10 @@ def _check_batch(config: Config, layout: Layout) -> None:
 
 
 def _check_deterministic(layout: Layout, microbatches: int) -> None:
-    if layout.tp * layout.cp * layout.pp > 1:
+    if layout.tp * layout.cp * layout.pp * layout.ep > 1:
         raise ConfigError(
-            "train.deterministic covers parallel.dp_replicate and parallel.dp_shard; tp, cp and pp "
-            "split the sums inside a layer, which rounds otherwise for each size"
+            "train.deterministic covers parallel.dp_replicate and parallel.dp_shard; tp, cp, pp "
+            "and ep split the sums inside a layer, which rounds otherwise for each size"
         )
     if microbatches & (microbatches - 1):
         raise ConfigError(

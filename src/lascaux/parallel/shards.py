@@ -1,7 +1,7 @@
 """Which part of a parameter this process holds, in the coordinates of the whole.
 
-A parameter is split by tp along the dimension that the plan names, and what is left of it along its
-first dimension by FSDP, in pieces of equal size but for the last ones.
+A parameter is split by tp along the dimension that the plan names, experts by ep along their first,
+and what is left of it along its first dimension by FSDP, in pieces of equal size but for the last.
 """
 
 from collections.abc import Callable, Iterable
@@ -34,7 +34,7 @@ def slab_of(tensor: Tensor) -> Slab:
     axes = dict(
         zip(mesh.mesh_dim_names, zip(coordinate, tensor.placements, strict=True), strict=True)
     )
-    for axis in ("tp", "fsdp"):  # FSDP shards what tp has left
+    for axis in ("ep", "tp", "fsdp", "edp"):  # FSDP shards what ep and tp have left
         index, placement = axes.get(axis, (0, Replicate()))
         if isinstance(placement, Replicate):
             continue

@@ -27,7 +27,8 @@ from lascaux.parallel.shards import local
 
 MESH_AXES = ("pp", "dp_replicate", "fsdp", "tp")
 """fsdp is dp_shard and cp together: all of them hold a shard of the same weights"""
-
+EXPERT_AXES = ("pp", "dp_replicate", "edp", "ep", "tp")
+"""the same processes where there are experts to spread: fsdp is edp and ep together"""
 
 T = TypeVar("T")
 
@@ -40,11 +41,16 @@ class World:
         self.place = layout.place(rank)
         self.data_rank = layout.data_rank(rank)
         self.mesh: DeviceMesh | None = None
+        self.expert_mesh: DeviceMesh | None = None
         if layout.world_size > 1:
             sizes = (layout.pp, layout.dp_replicate, layout.weight_shards, layout.tp)
             self.mesh = init_device_mesh(device.type, sizes, mesh_dim_names=MESH_AXES)
             fine = init_device_mesh(device.type, layout.sizes, mesh_dim_names=AXES)
             self._cp_group = fine.get_group("cp")
+        if layout.ep > 1:
+            edp = layout.weight_shards // layout.ep
+            sizes = (layout.pp, layout.dp_replicate, edp, layout.ep, layout.tp)
+            self.expert_mesh = init_device_mesh(device.type, sizes, mesh_dim_names=EXPERT_AXES)
 
     @property
     def is_first(self) -> bool:
@@ -53,12 +59,20 @@ class World:
 
     def group(self, axis: str) -> ProcessGroup:
         """The processes that differ from this one in one axis only."""
+        if axis in ("edp", "ep"):
+            assert self.expert_mesh is not None
+            return self.expert_mesh.get_group(axis)
         assert self.mesh is not None
         return self._cp_group if axis == "cp" else self.mesh.get_group(axis)
 
     def groups(self) -> dict[str, ProcessGroup]:
         """The groups this process belongs to, by their axes."""
-        return {axis: self.group(axis) for axis in (*MESH_AXES, "cp")} if self.mesh else {}
+        found = {axis: self.group(axis) for axis in (*MESH_AXES, "cp")} if self.mesh else {}
+        if self.expert_mesh is not None:
+            for axis in EXPERT_AXES:
+                group = self.expert_mesh.get_group(axis)
+                found[axis if axis in ("edp", "ep") else f"{axis} of experts"] = group
+        return found
 
     def sum_over(self, value: Tensor, axes: Iterable[str]) -> Tensor:
         """The sum over the processes of these mesh axes, in place."""

@@ -22,10 +22,12 @@ def shrink(config: Config, layout: Layout) -> tuple[Config, Layout]:
     small = layout
     if layout.world_size > MOST_PROCESSES:
         sizes = {axis: min(2, getattr(layout, axis)) for axis in AXES}
-        small = Layout(**sizes)
+        ep = min(layout.ep, sizes["dp_shard"] * sizes["cp"])
+        small = Layout(**sizes, ep=ep)
     parallel = dataclasses.replace(
         config.parallel,
         **{axis: getattr(small, axis) for axis in AXES},
+        ep=small.ep,
         virtual_pp=min(2, config.parallel.virtual_pp),
     )
     seq_len = _multiple(TOKENS, small.tp * (2 * small.cp if small.cp > 1 else 1))
@@ -69,7 +71,7 @@ def _shrink_model(model: ModelConfig, parallel: ParallelConfig, seq_len: int) ->
     expert_d_ff = None
     if model.expert_d_ff is not None:
         expert_d_ff = _multiple(max(8, d_model * model.expert_d_ff // model.d_model // 8 * 8), tp)
-    num_experts = min(MOST_EXPERTS, model.num_experts)
+    num_experts = min(_multiple(MOST_EXPERTS, parallel.ep), model.num_experts)
     rows = _multiple(VOCABULARY, tp)
     padded = model.padded_vocab_size is not None
     layers = 1 + model.moe_every if model.num_experts else 2

@@ -55,7 +55,8 @@ def settle_experts(
     same step for all, and stays centred (Wang et al. 2024).
     """
     layers = [layer for layer in range(model.num_layers) if model.is_mixture(layer)]
-    sums = torch.zeros(len(layers), model.num_experts + 5, device=world.device)
+    columns = model.num_experts + 5
+    sums = torch.zeros(len(layers), columns, dtype=torch.float64, device=world.device)
     for row, layer in enumerate(layers):
         if layer in routers:
             report = routers[layer].report.sums
