@@ -91,7 +91,7 @@ class Router(nn.Module):
         config, losses = self.config, logits.new_zeros(2)
         if config.balance == "loss" and config.balance_weight:
             num_experts, per_token = config.num_experts, config.experts_per_token
-            chosen = torch.bincount(experts.flatten(), minlength=num_experts).to(p.dtype)
+            chosen = count(experts.flatten(), num_experts).to(p.dtype)
             chosen, tokens = self.load(chosen, len(p))
             shares = p / p.sum(-1, keepdim=True)  # as they are for softmax
             balance = num_experts * (chosen / (per_token * tokens)) @ shares.sum(0)
@@ -99,6 +99,11 @@ class Router(nn.Module):
         if config.router_z_weight:
             losses[1] = config.router_z_weight * logits.logsumexp(-1).square().sum()
         return losses
+
+
+def count(experts: Int[Tensor, " P"], num_experts: int) -> Int[Tensor, " E"]:
+    """How often each occurs; of a size that is known beforehand, as bincount's is not."""
+    return experts.new_zeros(num_experts).scatter_add_(0, experts, torch.ones_like(experts))
 
 
 def order_pairs(
@@ -111,7 +116,7 @@ def order_pairs(
     """
     flat = experts.flatten()
     if config.capacity_factor is None:
-        return flat.argsort(stable=True), torch.bincount(flat, minlength=config.num_experts)
+        return flat.argsort(stable=True), count(flat, config.num_experts)
     num_tokens, per_token = experts.shape
     room = math.ceil(config.capacity_factor * len(flat) / config.num_experts)
     if config.drop_by == "probability":
@@ -120,7 +125,7 @@ def order_pairs(
         numbers = torch.arange(len(flat), device=flat.device).view(num_tokens, per_token)
         precedence = numbers.T.flatten()
     pairs = precedence[flat[precedence].argsort(stable=True)]
-    counts = torch.bincount(flat, minlength=config.num_experts)
+    counts = count(flat, config.num_experts)
     starts = counts.cumsum(0) - counts
     place = torch.arange(len(flat), device=flat.device) - starts[flat[pairs]]
     return pairs[place < room], counts.clamp(max=room)

@@ -7,6 +7,7 @@
 from lascaux.config.schema import Config, ModelConfig
 from lascaux.model.accounting import (
     count_parameters,
+    expert_parameters,
     norm_parameters,
     optimizer_state_bytes,
     output_bias_parameters,
@@ -23,12 +24,18 @@ def held_parameters(model: ModelConfig, layout: Layout, virtual_pp: int, pp_inde
     count, norm, layers = count_parameters(model), norm_parameters(model), model.num_layers
     num_stages = layout.pp * virtual_pp
     stages = stages_of(pp_index, layout.pp, virtual_pp)
-    outer_norms = norm * (1 + model.embedding_norm)
-    whole_of_layer = (count.norm - outer_norms + output_bias_parameters(model)) / layers
-    all_of_layer = (count.attention + count.feed_forward + count.norm - outer_norms) / layers
-    own_layers = sum(len(stage_layers(layers, num_stages)[stage]) for stage in stages)
-    split = own_layers * (all_of_layer - whole_of_layer)
-    whole = own_layers * whole_of_layer
+    ranges = stage_layers(layers, num_stages)
+    own = [layer for stage in stages for layer in ranges[stage]]
+    mixtures = sum(model.is_mixture(layer) for layer in own)
+    dense = len(own) - mixtures
+    inner_norms = count.norm - norm * (1 + model.embedding_norm)
+    whole = (inner_norms + output_bias_parameters(model)) / layers * len(own)
+    whole += _of(mixtures, model.num_mixture_layers, count.router)
+    shared = model.num_shared_experts * expert_parameters(model, model.expert_width)
+    shared *= model.num_mixture_layers
+    split = count.attention / layers * len(own) - output_bias_parameters(model) / layers * len(own)
+    split += _of(dense, layers - model.num_mixture_layers, count.feed_forward - shared)
+    split += _of(mixtures, model.num_mixture_layers, count.experts + shared)
     first, last = 0 in stages, num_stages - 1 in stages
     if first:
         split += count.embedding
@@ -39,6 +46,11 @@ def held_parameters(model: ModelConfig, layout: Layout, virtual_pp: int, pp_inde
         if model.tie_embeddings and num_stages > 1:
             split += count.embedding
     return (split / layout.tp + whole) / layout.weight_shards
+
+
+def _of(number: int, total: int, parameters: int) -> float:
+    """The part of some of the layers that share these parameters."""
+    return parameters * number / total if total else 0.0
 
 
 def training_state_bytes_of_process(config: Config, layout: Layout, pp_index: int) -> int:

@@ -163,15 +163,32 @@ def shard_weights(model: Transformer, world: World, config: Config, dtype: torch
         of_experts = world.expert_mesh["edp"]
         if repeated:
             of_experts = world.expert_mesh["dp_replicate", "edp"]
+        place = _place_experts(model, of_experts.size(of_experts.ndim - 1))
         for experts in (m for m in model.modules() if isinstance(m, Experts)):
-            fully_shard(experts, mesh=of_experts, mp_policy=policy)
+            fully_shard(experts, mesh=of_experts, mp_policy=policy, shard_placement_fn=place)
+    place = _place_experts(model, world.layout.weight_shards)
     for block in model.blocks.values():
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, shard_placement_fn=place)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _place_experts(model: Transformer, size: int) -> Callable[[nn.Parameter], Shard | None]:
+    """Where FSDP cuts a parameter: between experts if that comes out even, else along d_model.
+
+    Cut between two experts over four processes, two of them would have all and two nothing.
+    """
+    outputs = {id(m.down.weight) for m in model.modules() if isinstance(m, Experts)}
+
+    def place(parameter: nn.Parameter) -> Shard | None:
+        if parameter.ndim < 3 or len(local(parameter)) % size == 0:
+            return None
+        return Shard(1 if id(parameter) in outputs else 2)
+
+    return place
 
 
 def release_weights(model: Transformer) -> None:

@@ -79,23 +79,25 @@ class Exchange:
         arrived = torch.empty_like(counts)
         dist.all_to_all_single(arrived, counts, group=self.group)
         by_process = arrived.view(size, -1)  # rows from each process for each expert here
-        sent, received = row_counts(counts.view(size, -1)), row_counts(by_process)
+        sent = row_counts(counts.view(size, -1), len(x))
+        received = row_counts(by_process, len(x))
         rows = all_to_all(x, received, sent, self.group)
-        order = _by_expert(by_process)
+        order = _by_expert(by_process, sum(received))
         made = experts(take_rows(rows, order, 1), by_process.sum(0))
         return all_to_all(take_rows(made, order.argsort(), 1), sent, received, self.group)
 
 
-def row_counts(by_process: Int[Tensor, "W L"]) -> list[int]:
-    """Rows to or from each process; waits for a GPU."""
+def row_counts(by_process: Int[Tensor, "W L"], rows: int) -> list[int]:
+    """Rows to or from each process, `rows` where choices are even; waits for a GPU."""
     return by_process.sum(1).tolist()
 
 
-def _by_expert(by_process: Int[Tensor, "W L"]) -> Int[Tensor, " R"]:
+def _by_expert(by_process: Int[Tensor, "W L"], rows: int) -> Int[Tensor, " R"]:
     """The order that takes rows which came process by process, each by expert, to their experts."""
     size, local = by_process.shape
     expert = torch.arange(local, device=by_process.device).repeat(size)
-    return expert.repeat_interleave(by_process.flatten()).argsort(stable=True)
+    belongs = expert.repeat_interleave(by_process.flatten(), output_size=rows)
+    return belongs.argsort(stable=True)
 
 
 def all_to_all(

@@ -143,13 +143,20 @@ def _check_tensor(model: ModelConfig, tp: int) -> None:
 
 
 def _check_experts(model: ModelConfig, layout: Layout) -> None:
-    if layout.ep == 1:
-        return
     if model.num_experts == 0:
-        raise no_effect("parallel.ep", "with model.num_experts = 0")
+        if layout.ep > 1:
+            raise no_effect("parallel.ep", "with model.num_experts = 0")
+        return
     _divides("parallel.ep", layout.ep, "model.num_experts", model.num_experts)
-    keys = f"parallel.dp_shard {layout.dp_shard} x parallel.cp {layout.cp} ="
-    _divides("parallel.ep", layout.ep, keys, layout.weight_shards)
+    keys = f"parallel.dp_shard {layout.dp_shard} x parallel.cp {layout.cp}"
+    _divides("parallel.ep", layout.ep, f"{keys} =", layout.weight_shards)
+    shards = layout.weight_shards // layout.ep
+    if model.num_experts // layout.ep % shards and model.d_model % shards:
+        raise ConfigError(
+            f"{keys} / parallel.ep {layout.ep} = {shards} processes share the weights of experts, "
+            f"and divide neither the {model.num_experts // layout.ep} experts of each nor "
+            f"model.d_model {model.d_model}; choose another parallel.ep or dp_shard"
+        )
 
 
 def _check_sequence(config: Config, layout: Layout) -> None:

@@ -24,6 +24,7 @@ from lascaux.data.loader import Batch
 from lascaux.kernels import attention
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import build_optimizers, state_tensors
+from lascaux.parallel import experts
 from lascaux.parallel.layout import Layout
 from lascaux.parallel.network import split_network
 from lascaux.parallel.pipeline import PipelineModel
@@ -62,7 +63,8 @@ def dry_run(config: Config, layout: Layout) -> list[Held]:
     """What processes of a layout hold and say: of the first, a middle and the last pipeline stage.
 
     A step's traffic is linear in its micro-batches; it is counted for one and for two rounds of
-    them and then carried on to those of a step. Sums of single numbers are left out.
+    them and then carried on to those of a step. Sums of single numbers are left out. Experts are
+    taken to be equally busy, and none drops a token.
     """
     whole = config.train.batch_tokens // (config.train.microbatch_seqs * config.train.seq_len)
     rounds = whole // layout.data_parallel / layout.pp
@@ -93,7 +95,10 @@ def _run(config: Config, layout: Layout, rank: int, microbatches: int) -> Held:
     """
     if config.train.device != "cpu":
         attention.LONGEST_BLOCKED = 0  # as on a GPU, where attention keeps no probabilities
+    experts.row_counts = _even_rows
     train = config.train
+    model = dataclasses.replace(config.model, capacity_factor=None, drop_by="position")
+    config = dataclasses.replace(config, model=model)
     tokens = microbatches * train.microbatch_seqs * train.seq_len * layout.data_parallel
     config = dataclasses.replace(config, train=dataclasses.replace(train, batch_tokens=tokens))
     dist.init_process_group("fake", rank=rank, world_size=layout.world_size, store=FakeStore())
@@ -107,6 +112,11 @@ def _run(config: Config, layout: Layout, rank: int, microbatches: int) -> Held:
     network = split_network(config, world, DTYPES[train.precision], make_empty)
     with mode:
         return _step(config, world, network, microbatches)
+
+
+def _even_rows(by_process: Tensor, rows: int) -> list[int]:
+    """As many rows from each process as from any other: what routers choose is not known here."""
+    return [rows // len(by_process)] * len(by_process)
 
 
 def _step(
