@@ -143,7 +143,7 @@ def add_making_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "measure speed on this machine and the fraction of its peak",
         ("model", "train", "optimizer"),
     )
-    bench.add_argument("what", nargs="?", choices=("train", "generate"), default="train")
+    bench.add_argument("what", nargs="?", choices=("train", "generate", "moe"), default="train")
     bench.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
     bench.add_argument("--rounds", type=int, default=9, metavar="N", help="default: 9")
 
@@ -287,6 +287,7 @@ def generate_command(options: argparse.Namespace, flags: list[str]) -> int:
 def bench_command(options: argparse.Namespace, flags: list[str]) -> int:
     """`lascaux bench`: speeds to stdout, progress to stderr."""
     from lascaux.bench.describe import describe_generation, describe_training
+    from lascaux.bench.experts import describe_experts
     from lascaux.bench.run import run_bench
     from lascaux.bench.training import TrainingSpeed
 
@@ -295,13 +296,17 @@ def bench_command(options: argparse.Namespace, flags: list[str]) -> int:
     heard = {
         "train": ("model.", "train.", "optimizer."),
         "generate": ("model.", "train.device", "train.threads", "train.allocator"),
+        "moe": ("train.device", "train.threads", "train.allocator", "train.precision"),
     }[options.what]
     for key in read_flags(flags):
         if not key.startswith(heard):
             raise ConfigError(f"--{key} has no effect on `lascaux bench {options.what}`")
     config = load_config(options.target, flags)
     speed = run_bench(options.what, config, options.rounds, stderr_console())
-    if options.json:
+    if isinstance(speed, list):
+        each = [dataclasses.asdict(one) for one in speed]
+        print_json({"layers": each}) if options.json else print(describe_experts(speed))
+    elif options.json:
         print_json(dataclasses.asdict(speed))
     elif isinstance(speed, TrainingSpeed):
         print(describe_training(speed))

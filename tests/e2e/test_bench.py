@@ -1,13 +1,18 @@
 """`lascaux bench`: figures that fit together, and messages for what cannot be measured."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import lascaux.bench.experts as experts
 from lascaux.config.load import load_config
+from lascaux.config.schema import ModelConfig
 from lascaux.model.accounting import active_matmul_parameters, flops_per_token
+from lascaux.model.moe import MixtureOfExperts
 
 
 def test_the_figures_of_a_training_step_fit_together(config_file: Path, cli: Any) -> None:
@@ -91,3 +96,27 @@ def test_what_cannot_be_measured_is_told_in_one_message(
 ) -> None:
     result = cli(*arguments)
     assert result.code == 2 and words in result.err and result.out == ""
+
+
+def test_experts_are_timed_beside_a_dense_layer_and_the_usual_loop(
+    cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experts, "TOKENS", 64)
+    monkeypatch.setattr(experts, "SHAPES", ((4, 2), (8, 1)))
+    table = cli("bench", "moe", "--rounds", "2", "--train.precision=fp32")
+    assert table.code == 0 and "x dense" in table.out and len(table.out.splitlines()) == 4
+    result = cli("bench", "moe", "--rounds", "2", "--train.precision=fp32", "--json")
+    first, second = json.loads(result.out)["layers"]
+    assert (first["num_experts"], second["experts_per_token"]) == (4, 1)
+    low, middle, high = (first["times_dense"][i] for i in (1, 0, 2))
+    assert 0 < low <= middle <= high
+    assert cli("bench", "moe", "--model.d_model=64").code == 2
+
+
+def test_the_usual_loop_is_the_mixture() -> None:
+    config = ModelConfig(num_experts=8, experts_per_token=2, d_model=16, d_ff=24, num_heads=2)
+    layer = MixtureOfExperts(dataclasses.replace(config, router_normalize=False), None)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 9, 16)
+    torch.testing.assert_close(experts.usual_loop(layer, x), layer(x), atol=1e-4, rtol=1e-4)

@@ -3,15 +3,18 @@
 import dataclasses
 from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lascaux.bench.experts import SHAPES, WARM_UP_ROUNDS, ExpertSpeed, bench_experts
 from lascaux.bench.generation import GenerationSpeed, bench_generation, check_generation
 from lascaux.bench.training import WARM_UP_STEPS, TrainingSpeed, bench_training
 from lascaux.config.schema import Config
 from lascaux.errors import ConfigError
 from lascaux.parallel.layout import Layout
 from lascaux.train.machine import choose_precision, prepare_device
+from lascaux.train.precision import DTYPES
 from lascaux.train.state import check_memory
 from lascaux.train.step import is_out_of_memory
 
@@ -19,8 +22,8 @@ MAX_MICROBATCHES = 4
 
 
 def run_bench(
-    what: Literal["train", "generate"], config: Config, rounds: int, console: Console
-) -> TrainingSpeed | GenerationSpeed:
+    what: Literal["train", "generate", "moe"], config: Config, rounds: int, console: Console
+) -> TrainingSpeed | GenerationSpeed | list[ExpertSpeed]:
     """Measure; a progress bar goes to the console.
 
     Raises: ConfigError for a device that is not there or too small.
@@ -39,6 +42,9 @@ def run_bench(
             progress.advance(task)
 
         try:
+            if what == "moe":
+                progress.update(task, total=len(SHAPES) * (rounds + WARM_UP_ROUNDS))
+                return bench_experts(device, expert_dtype(config, device), rounds, done)
             if what == "generate":
                 check_generation(config.model, device)
                 progress.update(task, total=rounds + 1)
@@ -55,6 +61,12 @@ def run_bench(
                 "out of memory; try half of --train.microbatch_seqs, --train.recompute=block, or a "
                 "smaller model"
             ) from error
+
+
+def expert_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The dtype experts compute in."""
+    precision = config.train.precision
+    return DTYPES[choose_precision(device) if precision == "auto" else precision]
 
 
 def shorten(config: Config) -> Config:

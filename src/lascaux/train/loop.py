@@ -20,7 +20,7 @@ from lascaux.data.loader import Prefetcher, validation_batches
 from lascaux.errors import CheckpointError, ConfigError, TrainingStopped
 from lascaux.evaluate.perplexity import Perplexity, measure_perplexity, perplexity
 from lascaux.generate.engine import generate_text
-from lascaux.model.accounting import count_parameters, flops_per_token
+from lascaux.model.accounting import active_parameters, count_parameters, flops_per_token
 from lascaux.optim.optimizer import set_lr
 from lascaux.optim.schedule import lr_fraction
 from lascaux.parallel.held_out import sum_over_batches
@@ -136,12 +136,14 @@ def with_precision(config: Config, precision: Precision) -> Config:
 def introduce(run: Run) -> None:
     """Say in a few lines what is about to happen."""
     config, machine, data = run.config, run.machine, run.data
-    parameters = format_count(count_parameters(config.model).total)
+    parameters = f"{format_count(count_parameters(config.model).total)} parameters"
+    if config.model.num_experts:
+        parameters += f" ({format_count(active_parameters(config.model))} active)"
     held_out = f"{data.tokens('valid'):,} held out"
     if not data.tokens("valid"):
         held_out = "nothing held out: no validation (more documents, or a larger valid_fraction)"
     lines = [
-        f"model    {parameters} parameters: {config.model.num_layers} layers, width "
+        f"model    {parameters}: {config.model.num_layers} layers, width "
         f"{config.model.d_model}, vocabulary {config.model.vocab_size:,}",
         f"data     {data.tokens('train'):,} tokens to train on, {held_out}",
         f"machine  {describe_choices(machine)}",
