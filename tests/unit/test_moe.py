@@ -93,14 +93,13 @@ def compare(layer: MixtureOfExperts, shape: tuple[int, int]) -> None:
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("num_experts", [1, 2, 8, 64])
-@pytest.mark.parametrize("per_token", [1, 2, 8])
+@pytest.mark.parametrize(
+    ("num_experts", "per_token"), [(e, k) for e in (1, 2, 8, 64) for k in (1, 2, 8) if k <= e]
+)
 @pytest.mark.parametrize("activation", ["swiglu", "gelu_tanh"])
 def test_outputs_and_gradients_are_those_of_the_tokens(
     num_experts: int, per_token: int, activation: str
 ) -> None:
-    if per_token > num_experts:
-        return
     sizes = dict(num_experts=num_experts, experts_per_token=per_token, activation=activation)
     for shape in ((1, 1), (2, 9)):  # 64 experts then have many without a token
         compare(make(**sizes), shape)

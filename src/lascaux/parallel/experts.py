@@ -15,12 +15,13 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from lascaux.kernels.grouped import take_rows
 from lascaux.model.moe import Experts, Spread
 from lascaux.model.transformer import Transformer
 from lascaux.parallel.plan import split_dim, tensor_plan
+from lascaux.parallel.shards import local
 from lascaux.parallel.world import World
 
 
@@ -52,7 +53,7 @@ def _with_local_weights(module: nn.Module) -> Callable[..., Tensor]:
 
     def forward(*args: Any) -> Tensor:
         parameters = dict(module.named_parameters(recurse=False))
-        own = {n: p.to_local() if isinstance(p, DTensor) else p for n, p in parameters.items()}
+        own = {name: local(parameter) for name, parameter in parameters.items()}
         module._parameters.update(own)  # type: ignore[arg-type]
         try:
             return whole_forward(*args)
