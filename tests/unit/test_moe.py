@@ -15,7 +15,8 @@ from lascaux.config.check import check_model
 from lascaux.config.schema import ModelConfig
 from lascaux.errors import ConfigError
 from lascaux.kernels import grouped
-from lascaux.kernels.grouped import grouped_linear
+from lascaux.kernels.grouped import grouped_linear, pad_groups, sum_pairs, take_rows
+from lascaux.model import moe
 from lascaux.model.moe import MixtureOfExperts, order_pairs
 from lascaux.model.transformer import FeedForward, make_feed_forward
 
@@ -229,6 +230,47 @@ def test_grouped_products_are_those_of_each_group(
         patch.setattr(grouped, "FEW_ROWS", few)
         again = grouped_linear(x, weight, torch.tensor(counts))
     torch.testing.assert_close(again, wanted.detach(), atol=bound, rtol=bound)
+
+
+@pytest.mark.parametrize("call_multiplications", [0, 10**9])
+@pytest.mark.parametrize("shape", [(8, 2, 3), (8, 1, 40), (1, 1, 5), (64, 4, 17)])
+def test_rows_added_for_speed_change_nothing(
+    shape: tuple[int, int, int], call_multiplications: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of a multiple of 16 rows, or all of one size, as in bf16 on a CPU; here in fp64."""
+    num_experts, per_token, tokens = shape
+    layer = make(num_experts=num_experts, experts_per_token=per_token)
+    x = torch.randn(1, tokens, 12, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(1, tokens, 12, dtype=torch.float64)
+    inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    plain = layer(x)
+    plain_gradients = torch.autograd.grad(plain, inputs, grad)
+    asked = []
+    monkeypatch.setattr(grouped, "CALL_MULTIPLICATIONS", call_multiplications)
+    monkeypatch.setattr(grouped, "pads_groups", lambda x: True)
+    monkeypatch.setattr(moe, "pads_groups", lambda x: asked.append(len(x)) or True)
+    padded = layer(x)
+    torch.testing.assert_close(padded, plain, atol=1e-12, rtol=1e-12)
+    found = torch.autograd.grad(padded, inputs, grad)
+    for a, b in zip(found, plain_gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+    assert asked == [per_token * tokens]
+    counts = torch.tensor([3, 0, 17, 1])
+    padding = pad_groups(21, counts, 100)
+    wanted = [32] * 4 if call_multiplications else [16, 0, 32, 16]
+    assert padding.counts.tolist() == wanted
+
+
+def test_sums_of_pairs_with_some_left_out() -> None:
+    y = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(4, 2, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    pairs = torch.tensor([6, 0, 1, 5, 4])
+    wanted = torch.zeros(8, 3, dtype=torch.float64).index_put((pairs,), y)
+    wanted = (wanted.view(4, 2, 3) * weights[..., None]).sum(1)
+    torch.testing.assert_close(sum_pairs(y, pairs, weights), wanted)
+    assert torch.autograd.gradcheck(lambda y, w: sum_pairs(y, pairs, w), (y, weights))
+    assert torch.autograd.gradcheck(lambda x: take_rows(x, pairs, 2), (x,))
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ def _bench(
     layers: list[Callable[[Tensor], Tensor]] = [dense, mixture, lambda h: usual_loop(mixture, h)]
     times: list[list[float]] = [[], [], []]
     for number in range(WARM_UP_ROUNDS + rounds):
+        x = torch.randn_like(x)  # as in training, experts get other numbers of tokens each time
         for layer, seconds in zip(layers, times, strict=True):
             taken = _pass(layer, x, (*mixture.parameters(), *dense.parameters()))
             if number >= WARM_UP_ROUNDS:
