@@ -9,7 +9,6 @@ import dataclasses
 import errno
 import io
 import json
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -163,6 +162,19 @@ def add_making_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="build the full size for one of N processes instead: what it holds and says",
     )
 
+    compare = add(
+        "compare",
+        compare_command,
+        "train models that differ in a few settings, several seeds each; again: continue",
+        ALL_SECTIONS,
+    )
+    compare.add_argument("target", nargs="?", metavar="STUDY|FILE", help="default: dense-vs-moe")
+    compare.add_argument("--run", type=Path, metavar="DIR", help="default: runs/STUDY")
+    compare.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1")
+    compare.add_argument(
+        "--runs-at-once", type=int, metavar="N", help="default: one for each core, at most 4"
+    )
+
     config = add("config", config_command, "print the resolved settings as TOML", ALL_SECTIONS)
     config.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
     config.add_argument("--list", action="store_true", help="list the presets")
@@ -170,6 +182,10 @@ def add_making_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def add_reading_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Those that start from a run."""
+    upcycle = add("upcycle", upcycle_command, "begin a mixture from a dense model", ALL_SECTIONS)
+    upcycle.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
+    upcycle.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new run")
+
     generate = add("generate", generate_command, "continue a prompt", ("generate",))
     generate.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
     generate.add_argument("--prompt", default="", metavar="TEXT")
@@ -199,8 +215,8 @@ def print_json(value: object) -> None:
 
 def train_command(options: argparse.Namespace, flags: list[str]) -> int:
     """`lascaux train`."""
+    from lascaux.train.describe import describe_outcome
     from lascaux.train.loop import train
-    from lascaux.units import format_duration, format_percent, format_rate
 
     name = Path(options.target or DEFAULT_PRESET).name.removesuffix(".toml")
     folder: Path = options.run or Path("runs") / name
@@ -213,20 +229,7 @@ def train_command(options: argparse.Namespace, flags: list[str]) -> int:
     if options.json:
         print_json(dataclasses.asdict(outcome))
         return 0
-    if outcome.bits_per_byte is not None:
-        print(
-            f"validation: {outcome.bits_per_byte:.3f} bits per byte, "
-            f"{outcome.valid_loss:.3f} nats per token"
-        )
-    print(
-        f"trained {outcome.tokens_seen:,} tokens in {format_duration(outcome.elapsed_seconds)}: "
-        f"{format_rate(outcome.tokens_per_second, 'tokens')}, "
-        f"MFU {format_percent(outcome.mfu)} of the measured peak (6N + 12LdT FLOPs per token)"
-    )
-    prompt = next(iter(config.evaluate.sample_prompts), "")
-    quoted = shlex.quote(str(folder))
-    print(f"next: lascaux generate {quoted} --prompt {shlex.quote(prompt)}")
-    print(f"      lascaux report {quoted}")
+    print(describe_outcome(outcome, config, folder))
     return 0
 
 
@@ -286,32 +289,15 @@ def generate_command(options: argparse.Namespace, flags: list[str]) -> int:
 
 def bench_command(options: argparse.Namespace, flags: list[str]) -> int:
     """`lascaux bench`: speeds to stdout, progress to stderr."""
-    from lascaux.bench.describe import describe_generation, describe_training
-    from lascaux.bench.experts import describe_experts
+    from lascaux.bench.command import bench_figures, check_bench_flags, describe_bench
     from lascaux.bench.run import run_bench
-    from lascaux.bench.training import TrainingSpeed
 
     if options.rounds < 1:
         raise ConfigError(f"--rounds must be at least 1; got {options.rounds}")
-    heard = {
-        "train": ("model.", "train.", "optimizer."),
-        "generate": ("model.", "train.device", "train.threads", "train.allocator"),
-        "moe": ("train.device", "train.threads", "train.allocator", "train.precision"),
-    }[options.what]
-    for key in read_flags(flags):
-        if not key.startswith(heard):
-            raise ConfigError(f"--{key} has no effect on `lascaux bench {options.what}`")
+    check_bench_flags(options.what, flags)
     config = load_config(options.target, flags)
     speed = run_bench(options.what, config, options.rounds, stderr_console())
-    if isinstance(speed, list):
-        each = [dataclasses.asdict(one) for one in speed]
-        print_json({"layers": each}) if options.json else print(describe_experts(speed))
-    elif options.json:
-        print_json(dataclasses.asdict(speed))
-    elif isinstance(speed, TrainingSpeed):
-        print(describe_training(speed))
-    else:
-        print(describe_generation(speed))
+    print_json(bench_figures(speed)) if options.json else print(describe_bench(speed))
     return 0
 
 
@@ -328,6 +314,35 @@ def prove_command(options: argparse.Namespace, flags: list[str]) -> int:
     if found is not None:
         print_json(found) if options.json else print(found)
     return 0 if agrees else 1
+
+
+def compare_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux compare`."""
+    from lascaux.compare.command import run_compare
+
+    table, figures = run_compare(
+        options.target,
+        flags,
+        options.run,
+        options.seeds,
+        options.runs_at_once,
+        stderr_console(),
+    )
+    if options.json:
+        print_json(figures)
+    else:
+        print(table)
+        print(f"picture: {figures['picture']}")
+    return 0
+
+
+def upcycle_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux upcycle`."""
+    from lascaux.train.upcycle import describe_upcycled, upcycle
+
+    found = upcycle(options.source, options.out, flags, stderr_console())
+    print_json(dataclasses.asdict(found)) if options.json else print(describe_upcycled(found))
+    return 0
 
 
 def report_command(options: argparse.Namespace, flags: list[str]) -> int:

@@ -74,6 +74,9 @@ MODELS = {
     "balanced": ModelConfig(
         **SHARED, num_experts=4, balance="bias", balance_rate=0.05, router_score="sigmoid"
     ),
+    "jittered": ModelConfig(
+        **SHARED, num_experts=4, router_jitter=0.2, balance_over="batch", balance_weight=0.1
+    ),
     "bloom": ModelConfig(**SHARED, position="alibi", embedding_norm=True, ffn_bias=True),
 }
 
@@ -142,7 +145,8 @@ def train(network: Network, config: Config, world: World, case: Case) -> Any:
     for step in range(STEPS):
         batches = split_batch(make_batch(step, case.documents), config.train.microbatch_seqs)
         clip = config.optimizer.grad_clip
-        result = train_step(network, optimizers, batches[mine::parts], world=world, grad_clip=clip)
+        own = batches[mine::parts]
+        result = train_step(network, optimizers, own, world=world, grad_clip=clip, step=step)
         history.append((result.loss, result.grad_norm))
     return history, {name: whole(p.detach()).clone() for name, p in network.named_parameters()}
 
@@ -172,6 +176,7 @@ EXPERT_CASES = [
     Case("moe", "muon", dtype=torch.float64),
     Case("few", "adamw", dtype=torch.float64),
     Case("balanced", "adamw", dtype=torch.float64),
+    Case("jittered", "sgd", dtype=torch.float64),
 ]
 EXPERT_LAYOUTS: list[dict[str, Any]] = [
     dict(dp_shard=2, ep=2),
@@ -228,7 +233,7 @@ def test_experts_spread_over_processes_equal_one_process(layout: dict[str, Any])
         case
         for case in EXPERT_CASES
         if MODELS[case.model].num_experts % layout.get("ep", 1) == 0
-        and not (case.model == "switch" and "cp" in layout)  # a capacity is of whole sequences
+        and not (case.model in ("switch", "jittered") and "cp" in layout)  # of whole sequences
     ]
     results = on_ranks(size, on_layout, layout, size, cases)
     for number, case in enumerate(cases):

@@ -24,8 +24,8 @@ _POSITIVE = (
 ).split()
 _OF_EXPERTS = (
     "experts_per_token expert_d_ff num_shared_experts num_dense_layers moe_every capacity_factor "
-    "drop_by router_score router_normalize router_scale balance balance_weight balance_rate "
-    "router_z_weight"
+    "drop_by router_score router_normalize router_scale balance balance_over balance_weight "
+    "balance_rate router_z_weight router_jitter"
 ).split()
 _NOT_NEGATIVE = (
     "model.num_experts model.num_shared_experts model.num_dense_layers model.balance_weight "
@@ -34,7 +34,8 @@ _NOT_NEGATIVE = (
     "checkpoint.keep evaluate.every_steps generate.temperature generate.top_k generate.seed"
 ).split()
 _BELOW_ONE = (
-    "data.valid_fraction optimizer.beta1 optimizer.beta2 optimizer.muon_momentum generate.min_p"
+    "data.valid_fraction model.router_jitter optimizer.beta1 optimizer.beta2 "
+    "optimizer.muon_momentum generate.min_p"
 ).split()
 _FRACTION = "schedule.decay_fraction schedule.final_lr_fraction generate.top_p".split()
 
@@ -150,6 +151,8 @@ def check_experts(model: ModelConfig) -> None:
         raise no_effect("model.drop_by", "without model.capacity_factor, as nothing is dropped")
     if model.balance != "bias" and model.balance_rate is not None:
         raise no_effect("model.balance_rate", f"with model.balance = '{model.balance}'")
+    if model.balance != "loss" and model.balance_over != "microbatch":
+        raise no_effect("model.balance_over", f"with model.balance = '{model.balance}'")
     if model.balance != "loss" and model.balance_weight != defaults.balance_weight:
         raise no_effect("model.balance_weight", f"with model.balance = '{model.balance}'")
 

@@ -80,13 +80,18 @@ def read_target(target: str | None) -> dict[str, Setting]:
             f"no preset or file '{target}'{suggest(target, preset_names())}\n"
             f"presets: {', '.join(preset_names())}"
         )
-    table = read_toml(path)
-    base = table.pop("preset", None)
+    return read_table(read_toml(path), target)
+
+
+def read_table(table: Mapping[str, TOMLValue], origin: str) -> dict[str, Setting]:
+    """Settings of a TOML table, over those of the preset it starts from if it names one."""
+    base = table.get("preset")
+    own = flatten({key: value for key, value in table.items() if key != "preset"}, origin)
     if base is None:
-        return flatten(table, target)
+        return own
     if base not in preset_names():
-        raise ConfigError(f"{target}: unknown preset '{base}'{suggest(str(base), preset_names())}")
-    return overlay(read_preset(str(base)), flatten(table, target))
+        raise ConfigError(f"{origin}: unknown preset '{base}'{suggest(str(base), preset_names())}")
+    return overlay(read_preset(str(base)), own)
 
 
 def read_preset(name: str) -> dict[str, Setting]:

@@ -91,12 +91,16 @@ class ModelConfig:
     """factor on the weights of the experts"""
     balance: Literal["loss", "bias", "none"] = "loss"
     """keep experts equally busy by a loss, by a bias that chooses but never weighs, or not at all"""
+    balance_over: Literal["microbatch", "batch"] = "microbatch"
+    """what the loss keeps even: the choices of each micro-batch, or those of a whole batch, as they were in the step before"""
     balance_weight: float = 0.01
     """weight of the balance loss, which is 1 for even choices"""
     balance_rate: float | None = None
     """step of the balance bias; unset: 0.001"""
     router_z_weight: float = 0.001
     """weight of the mean squared logsumexp of the router's logits"""
+    router_jitter: float = 0.0
+    """in training the router's input is multiplied by random factors between 1 - this and 1 + this (Switch: 0.01)"""
     init: Literal["gpt2", "neox", "zero_residual"] = "gpt2"
     """scale of the initial weights: GPT-2 (0.02, residual outputs / sqrt(2 layers)), GPT-NeoX (small init, Wang init), or GPT-2's with residual outputs at zero"""
 
@@ -124,6 +128,11 @@ class ModelConfig:
     def expert_width(self) -> int:
         """Width of one expert."""
         return self.ffn_width if self.expert_d_ff is None else self.expert_d_ff
+
+    @property
+    def balances_batches(self) -> bool:
+        """Whether the balance loss goes by the choices of the step before."""
+        return self.num_experts > 0 and self.balance == "loss" and self.balance_over == "batch"
 
     @property
     def normalises_weights(self) -> bool:

@@ -54,7 +54,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
     ffn_biases = ((_ffn_matrices(model) - 1) * model.ffn_width + width) * model.ffn_bias
     dense = dense_layers * (expert_parameters(model, model.ffn_width) + ffn_biases)
     expert = model.num_mixture_layers * expert_parameters(model, model.expert_width)
-    bias = model.num_experts if model.balance == "bias" else 0
+    bias = model.num_experts if model.balance == "bias" or model.balances_batches else 0
     learned = model.position == "learned"
     head_matrix = 0 if model.tie_embeddings else model.vocab_rows * width
     return ParameterCount(

@@ -11,6 +11,7 @@ Shapes: B batch, T sequence, N tokens, D d_model, E experts, K experts of a toke
 token and an expert that are computed, H expert width.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -44,6 +45,23 @@ class Routing(NamedTuple):
     """of those pairs"""
 
 
+class Draws:
+    """Random numbers of a router that follow from a key and the number of the micro-batch alone.
+
+    This process's micro-batches are `first`, `first + stride` and so on.
+    """
+
+    def __init__(self, key: str, first: int, stride: int) -> None:
+        self.key, self.microbatch, self.stride = key, first, stride
+
+    def factors(self, x: Float[Tensor, "N D"], reach: float) -> Float[Tensor, "N D"]:
+        """For the next micro-batch: even between 1 - reach and 1 + reach."""
+        digest = hashlib.blake2b(f"{self.key}/{self.microbatch}".encode(), digest_size=8).digest()
+        generator = torch.Generator(x.device).manual_seed(int.from_bytes(digest, "big") >> 1)
+        self.microbatch += self.stride
+        return torch.empty_like(x).uniform_(1 - reach, 1 + reach, generator=generator)
+
+
 class Load(nn.Module):
     """Pairs that chose each expert; a module, so that a plan may add up a sequence's pieces."""
 
@@ -55,7 +73,8 @@ class Load(nn.Module):
 class Router(nn.Module):
     """Chooses experts and weighs them; also the losses that keep its choices even and small.
 
-    `bias` chooses but never weighs (Wang et al. 2024); the trainer moves it, not a gradient.
+    `bias` chooses but never weighs (Wang et al. 2024); the trainer moves it, not a gradient, and
+    writes each expert's load in the last whole batch into `last_load`, where the loss goes by that.
     `loss_scale` is what a token's loss counts in the loss that is differentiated: one over the
     tokens of the batch; 0 leaves the losses out.
     """
@@ -66,7 +85,10 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.d_model))
         if config.balance == "bias":
             self.bias = nn.Parameter(torch.zeros(config.num_experts), requires_grad=False)
+        if config.balances_batches:
+            self.last_load = nn.Parameter(torch.ones(config.num_experts), requires_grad=False)
         self.load = Load()
+        self.draws = Draws("", 0, 1)
         self.loss_scale = 0.0
         self.report = Report(config.num_experts)
 
@@ -74,7 +96,10 @@ class Router(nn.Module):
         """The routing; the gradient of the losses leaves beside that of the weights."""
         config = self.config
         wide = torch.promote_types(x.dtype, torch.float32)
-        logits = F.linear(x.to(wide), self.weight.to(wide))
+        x = x.to(wide)
+        if config.router_jitter and self.training and torch.is_grad_enabled():
+            x = x * self.draws.factors(x, config.router_jitter)
+        logits = F.linear(x, self.weight.to(wide))
         p = logits.softmax(-1) if config.router_score == "softmax" else logits.sigmoid()
         chosen_by = p.detach() + self.bias.to(wide) if config.balance == "bias" else p.detach()
         experts = chosen_by.topk(config.experts_per_token).indices
@@ -98,15 +123,22 @@ class Router(nn.Module):
         """
         config, losses = self.config, logits.new_zeros(2)
         if config.balance == "loss" and config.balance_weight:
-            num_experts, per_token = config.num_experts, config.experts_per_token
-            chosen = count(experts.flatten(), num_experts).to(p.dtype)
-            chosen, tokens = self.load(chosen, len(p))
             shares = p / p.sum(-1, keepdim=True)  # as they are for softmax
-            balance = num_experts * (chosen / (per_token * tokens)) @ shares.sum(0)
-            losses[0] = config.balance_weight * balance
+            losses[0] = config.balance_weight * self.relative_load(p, experts) @ shares.sum(0)
         if config.router_z_weight:
             losses[1] = config.router_z_weight * logits.logsumexp(-1).square().sum()
         return losses
+
+    def relative_load(
+        self, p: Float[Tensor, "N E"], experts: Int[Tensor, "N K"]
+    ) -> Float[Tensor, " E"]:
+        """Pairs of each expert beside an even share: in this micro-batch, or in the last batch."""
+        config = self.config
+        if config.balances_batches:
+            return self.last_load.to(p.dtype)
+        chosen = count(experts.flatten(), config.num_experts).to(p.dtype)
+        chosen, tokens = self.load(chosen, len(p))
+        return chosen * (config.num_experts / (config.experts_per_token * tokens))
 
 
 def count(experts: Int[Tensor, " P"], num_experts: int) -> Int[Tensor, " E"]:
@@ -190,6 +222,12 @@ def set_loss_scale(routers: Mapping[int, Router], scale: float) -> None:
     """What a token's balance and z loss count in the loss that is differentiated."""
     for router in routers.values():
         router.loss_scale = scale
+
+
+def set_draws(routers: Mapping[int, Router], key: str, first: int, stride: int) -> None:
+    """Begin a step's random numbers; `key` names seed and step."""
+    for layer, router in routers.items():
+        router.draws = Draws(f"{key}/{layer}", first, stride)
 
 
 class GroupedLinear(nn.Module):

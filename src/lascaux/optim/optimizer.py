@@ -128,6 +128,18 @@ def state_tensors(parameters: Named, optimizers: Iterable[Optimizer]) -> dict[st
     }
 
 
+def zero_state_tensors(parameters: Named, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """What `state_tensors` would give before the first step, were there anything then."""
+    names = {parameter: name for name, parameter in parameters}
+    return {
+        f"{names[parameter]}.{key}": torch.zeros(() if key == "step" else parameter.shape)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key in STATE_KEYS[type(optimizer)]
+    }
+
+
 def load_state_tensors(
     parameters: Named,
     optimizers: Iterable[Optimizer],

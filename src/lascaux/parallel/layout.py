@@ -160,6 +160,11 @@ def _check_experts(model: ModelConfig, layout: Layout) -> None:
 
 
 def _check_sequence(config: Config, layout: Layout) -> None:
+    if layout.cp > 1 and config.model.router_jitter:
+        raise ConfigError(
+            "model.router_jitter draws factors for a whole micro-batch, of which parallel.cp gives "
+            "each process a part; use dp_shard, tp or pp, or --model.router_jitter=0"
+        )
     if layout.cp > 1 and config.model.capacity_factor is not None:
         raise ConfigError(
             "model.capacity_factor drops tokens of a whole micro-batch, of which parallel.cp gives "

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -125,11 +126,14 @@ def _train(network: Network, config: Config, world: World, trial: Trial) -> Trai
         batches = split_batch(make_batch(config, step), config.train.microbatch_seqs)
         own = batches[world.data_rank :: world.layout.data_parallel]
         clip = config.optimizer.grad_clip
+        step_once = partial(
+            train_step, network, optimizers, own, world=world, grad_clip=clip, step=step
+        )
         if step == 1:  # stages of a pipeline get to know each other in the first
             with traffic:
-                result = train_step(network, optimizers, own, world=world, grad_clip=clip)
+                result = step_once()
         else:
-            result = train_step(network, optimizers, own, world=world, grad_clip=clip)
+            result = step_once()
         losses.append(result.loss)
         norms.append(result.grad_norm)
     weights = [

@@ -50,6 +50,7 @@ def write_report(run: Path) -> Path:
 def render_page(records: RunRecords) -> str:
     """The whole page."""
     frame = Template(files("lascaux.report").joinpath("page.html").read_text(encoding="utf-8"))
+    plots = draw_plots(records.metrics, records.expert_loads)
     sections = [
         _samples(records.samples),
         _events(records.events),
@@ -61,7 +62,7 @@ def render_page(records: RunRecords) -> str:
         name=escape(records.name),
         subtitle=escape(_subtitle(records)),
         figures="\n".join(_figure(*figure) for figure in headline_figures(records)),
-        plots="\n".join([*map(_plot, draw_plots(records.metrics)), _machine(records.environment)]),
+        plots="\n".join([*map(_plot, plots), _machine(records.environment)]),
         sections="\n".join(section for section in sections if section),
         footer=escape(f"Written by Lascaux {version or ''}".strip() + f". {MFU_CONVENTION}."),
     )

@@ -46,6 +46,14 @@ STYLE: dict[Any, Any] = {
 }
 
 
+EXPERT_LINES = (
+    ("largest_load", "Busiest expert", "Its pairs of tokens and experts; 1 is an even share."),
+    ("router_entropy", "Router entropy", "Nats, mean over tokens and layers."),
+    ("aux_loss", "Balance and z loss", "With their weights, summed over layers, for each token."),
+)
+DROPPED_LINE = ("dropped_fraction", "Dropped pairs", "Share that no expert had room for.")
+
+
 @dataclass(frozen=True, slots=True)
 class Plot:
     """A drawing with its heading and the unit or convention that belongs under it."""
@@ -55,13 +63,20 @@ class Plot:
     svg: str
 
 
-def draw_plots(metrics: Sequence[Record]) -> list[Plot]:
-    """Every curve that the metrics have numbers for."""
+def draw_plots(metrics: Sequence[Record], loads: Sequence[Record] = ()) -> list[Plot]:
+    """Every curve that the metrics have numbers for, and the load of experts as a heat map."""
     validated = [record for record in metrics if record.get("bits_per_byte") is not None]
     plots = [_loss(metrics), _lr(metrics)]
     if validated:
         plots += [_bits_per_byte(metrics, validated), _bits_per_byte_over_time(metrics, validated)]
-    return [*plots, _grad_norm(metrics), _speed(metrics), _mfu(metrics)]
+    plots += [_grad_norm(metrics), _speed(metrics), _mfu(metrics)]
+    if loads:
+        plots.append(_expert_load(loads))
+    if all("largest_load" in record for record in metrics):
+        plots += [_expert_line(metrics, *line) for line in EXPERT_LINES]
+        if any(record["dropped_fraction"] for record in metrics):
+            plots.append(_expert_line(metrics, *DROPPED_LINE))
+    return plots
 
 
 def _loss(metrics: Sequence[Record]) -> Plot:
@@ -152,6 +167,37 @@ def _mfu(metrics: Sequence[Record]) -> Plot:
 
     note = f"Model FLOPs utilisation of each step. Median: {format_percent(median_high(mfu))}."
     return _plot("MFU", note, draw)
+
+
+def _expert_load(loads: Sequence[Record]) -> Plot:
+    """Rows are experts, those of a layer together, the first layer on top."""
+    shares = np.array([record["load"] for record in loads])  # record, layer, expert
+    _, layers, experts = shares.shape
+    rows = np.log2(np.clip(shares, 0.25, 4)).reshape(len(shares), -1).T
+
+    def draw(axes: Axes) -> None:
+        axes.grid(visible=False)
+        _step_axis(axes, loads)
+        extent = (0, loads[-1]["step"], layers * experts, 0)
+        axes.imshow(rows, cmap="RdBu_r", vmin=-2, vmax=2, aspect="auto", extent=extent)
+        axes.set_xlim(0, loads[-1]["step"])
+        axes.set_yticks([experts * (i + 0.5) for i in range(layers)])
+        axes.set_yticklabels([f"{i + 1}" for i in range(layers)])
+        for i in range(1, layers):
+            axes.axhline(experts * i, color="white", linewidth=1)
+        axes.set_ylabel("mixture layer")
+
+    note = "Red: up to four times an even share of the pairs; white: even; blue: down to a quarter."
+    return _plot("Load of each expert", note, draw)
+
+
+def _expert_line(metrics: Sequence[Record], key: str, title: str, note: str) -> Plot:
+    def draw(axes: Axes) -> None:
+        steps, values = _step_axis(axes, metrics), _column(metrics, key)
+        _line(axes, steps, values, color=TRAINING, alpha=0.35, linewidth=0.7)
+        _line(axes, steps, smooth(values), color=TRAINING, linewidth=1.6)
+
+    return _plot(title, note, draw)
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:

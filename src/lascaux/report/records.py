@@ -1,7 +1,7 @@
 """What a run wrote down, read back for the report.
 
-Needed: config.toml and metrics.jsonl. Shown if they are there: samples.jsonl, events.jsonl,
-environment.json and data/index.json.
+Needed: config.toml and metrics.jsonl. Shown if they are there: samples.jsonl, experts.jsonl,
+events.jsonl, environment.json and data/index.json.
 """
 
 import json
@@ -37,6 +37,7 @@ class RunRecords:
     config_toml: str
     metrics: list[Record]
     samples: list[Record]
+    expert_loads: list[Record]
     events: list[Record]
     environment: Record
     data_index: Record
@@ -68,6 +69,7 @@ def read_run(run: Path) -> RunRecords:
         config_toml=(run / "config.toml").read_text(encoding="utf-8"),
         metrics=metrics,
         samples=read_lines(run / "samples.jsonl", ("step", "prompt", "text")),
+        expert_loads=read_expert_loads(run / "experts.jsonl"),
         events=read_lines(run / "events.jsonl", ("time", "step", "event", "detail")),
         environment=read_object(run / "environment.json"),
         data_index=read_object(run / "data" / "index.json"),
@@ -85,6 +87,26 @@ def read_lines(path: Path, fields: tuple[str, ...]) -> list[Record]:
                 f"without {', '.join(missing)}"
             )
     return records
+
+
+def read_expert_loads(path: Path) -> list[Record]:
+    """The load of each expert in each mixture layer, at some steps."""
+    records = read_lines(path, ("step", "load"))
+    shapes = {_shape(record["load"]) for record in records}
+    if len(shapes) > 1 or None in shapes:
+        raise CheckpointError(
+            f"{path}: 'load' must be a list of layers, each a list of numbers, one for each expert "
+            "and as many in every line"
+        )
+    return records
+
+
+def _shape(load: object) -> tuple[int, int] | None:
+    if not isinstance(load, list) or not load or not all(isinstance(row, list) for row in load):
+        return None
+    widths = {len(row) for row in load}
+    numbers = all(isinstance(share, int | float) for row in load for share in row)
+    return (len(load), widths.pop()) if len(widths) == 1 and numbers else None
 
 
 def read_object(path: Path) -> Record:

@@ -64,8 +64,11 @@ def settle_experts(
             report.zero_()
     world.sum_over(sums, ("pp", "dp_replicate", "fsdp"))
     pairs = sums[:, : model.num_experts]
+    of_layer = dict(zip(layers, pairs, strict=True))
     if model.balance == "bias":
-        move_biases(model, dict(zip(layers, pairs, strict=True)), parameters)
+        move_biases(model, of_layer, parameters)
+    if model.balances_batches:
+        remember_loads(of_layer, parameters)
     dropped, tokens, entropy, balance, z = sums[:, model.num_experts :].unbind(1)
     even = pairs.mean(1, keepdim=True).clamp(min=1e-9)
     return ExpertFigures(
@@ -74,6 +77,14 @@ def settle_experts(
         router_entropy=(entropy / tokens).mean().item(),
         aux_loss=((balance + z) / tokens).sum().item(),
     )
+
+
+def remember_loads(pairs: Mapping[int, Tensor], parameters: Iterable[tuple[str, Tensor]]) -> None:
+    """What the next step's balance loss goes by: pairs beside an even share."""
+    for name, parameter in parameters:
+        if name.endswith("router.last_load"):
+            load = pairs[int(name.split(".")[1])]
+            local(parameter).copy_((load / load.mean())[slab_of(parameter)])
 
 
 def move_biases(

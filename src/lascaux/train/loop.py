@@ -32,8 +32,10 @@ from lascaux.train.precision import WorkingCopy
 from lascaux.train.prepare_data import open_data
 from lascaux.train.progress import TrainingProgress
 from lascaux.train.run_folder import (
-    SilentLog,
+    EXPERT_RECORDS,
+    RunLogs,
     StepLog,
+    open_logs,
     read_records,
     saved_config,
     settle_config,
@@ -177,10 +179,8 @@ def train_steps(run: Run) -> None:
     batch_seqs = train_config.batch_tokens // train_config.seq_len
     with ExitStack() as stack:
         writes = run.world.is_first
-        metrics = StepLog(run.folder / "metrics.jsonl", run.step) if writes else SilentLog()
-        stack.callback(metrics.close)
-        samples = StepLog(run.folder / "samples.jsonl", run.step) if writes else SilentLog()
-        stack.callback(samples.close)
+        logs = open_logs(run.folder, run.step, config, writes)
+        stack.callback(logs.close)
         tracker = make_tracker(config, run.folder, run.step) if writes else NoTracker()
         stack.callback(tracker.close)
         prefetcher = Prefetcher(run.reader, run.step * batch_seqs, batch_seqs)
@@ -201,6 +201,8 @@ def train_steps(run: Run) -> None:
                     split_batch(batch, train_config.microbatch_seqs),
                     world=run.world,
                     grad_clip=config.optimizer.grad_clip,
+                    seed=train_config.seed,
+                    step=run.step + 1,
                 )
             except NonFiniteError as error:
                 raise explain_non_finite(run, error, batch_seqs) from error
@@ -215,16 +217,17 @@ def train_steps(run: Run) -> None:
             run.step += 1
             record = step_record(run, result, lr, seconds)
             if is_due(run.step, config.evaluate.every_steps, run.num_steps):
-                record |= look(run, samples, progress)
+                record |= look(run, logs.samples, progress)
             run.elapsed_seconds += time.perf_counter() - started
             record["elapsed_seconds"] = run.elapsed_seconds
-            metrics.append(record)
+            logs.metrics.append(record)
+            note_experts(run, result, logs)
             tracker.log(record)
             progress.step(record)
             if is_due(run.step, config.checkpoint.every_steps, run.num_steps):
-                begin_save(run, metrics, samples, progress)
+                begin_save(run, logs, progress)
         if run.step > run.saver.begun_step:
-            begin_save(run, metrics, samples, progress)
+            begin_save(run, logs, progress)
         finish_save(run, progress)
         run.world.wait_for_all()  # the first process keeps the store by which the others know
         if run.step > run.saver.saved_step:
@@ -260,6 +263,15 @@ def step_record(run: Run, result: StepResult, lr: float, seconds: float) -> dict
         "mfu": work / run.machine.matmul_peak_flops_per_second,
         "seconds": seconds,
     } | (result.experts.record() if result.experts is not None else {})
+
+
+def note_experts(run: Run, result: StepResult, logs: RunLogs) -> None:
+    """The load of each expert, now and then."""
+    if result.experts is not None and is_due(
+        run.step, max(1, run.num_steps // EXPERT_RECORDS), run.num_steps
+    ):
+        load = [[round(share, 3) for share in layer] for layer in result.experts.load]
+        logs.experts.append({"step": run.step, "load": load})
 
 
 def look(run: Run, samples: StepLog, progress: TrainingProgress) -> dict[str, float]:

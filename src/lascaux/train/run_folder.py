@@ -128,6 +128,9 @@ def append_event(run: Path, step: int, event: str, detail: str) -> None:
         file.write(json.dumps(record) + "\n")
 
 
+EXPERT_RECORDS = 200
+
+
 class StepLog:
     """A JSON-lines file with one record for a step, continued after a given step.
 
@@ -167,6 +170,36 @@ class SilentLog(StepLog):
 
     def close(self) -> None:
         """Nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunLogs:
+    """What a run writes down step by step."""
+
+    metrics: StepLog
+    samples: StepLog
+    experts: StepLog
+    """load of each expert, at most EXPERT_RECORDS times in a run"""
+
+    def sync(self) -> None:
+        """Make what was appended survive a power cut."""
+        for log in (self.metrics, self.samples, self.experts):
+            log.sync()
+
+    def close(self) -> None:
+        """Close the files."""
+        for log in (self.metrics, self.samples, self.experts):
+            log.close()
+
+
+def open_logs(run: Path, last_step: int, config: Config, writes: bool) -> RunLogs:
+    """The logs of a run after this step; silent ones for a process that does not write."""
+
+    def log(name: str) -> StepLog:
+        return StepLog(run / name, last_step) if writes else SilentLog()
+
+    experts = log("experts.jsonl") if config.model.num_experts else SilentLog()
+    return RunLogs(log("metrics.jsonl"), log("samples.jsonl"), experts)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -42,7 +43,7 @@ from lascaux.parallel.world import World
 from lascaux.train.machine import Machine, describe_machine, memory_bytes
 from lascaux.train.precision import DTYPES, WorkingCopy
 from lascaux.train.progress import TrainingProgress
-from lascaux.train.run_folder import StepLog, append_event
+from lascaux.train.run_folder import RunLogs, append_event
 from lascaux.train.saving import Save, Saver, own_pieces
 from lascaux.units import format_bytes, format_count
 
@@ -236,19 +237,22 @@ def _checkpoint_bytes(run: Run) -> int:
     return checkpoint_bytes(run.config.model, run.config.optimizer.name)
 
 
-def begin_save(run: Run, metrics: StepLog, samples: StepLog, progress: TrainingProgress) -> None:
-    """Wait for the last save, copy what this process has, and start writing it."""
-    finish_save(run, progress)
-    metrics.sync()
-    samples.sync()
-    parameters = list(run.working.named_parameters())
-    state = {
+def checkpoint_state(run: Run) -> dict[str, Any]:
+    """What a checkpoint knows beside its tensors."""
+    return {
         "config": to_tables(run.config),
         "data_identity": run.data.identity,
         "tokenizer_sha256": run.tokenizer.sha256,
         "elapsed_seconds": run.elapsed_seconds,
         "scaler": run.working.scaler.state_dict(),
     }
+
+
+def begin_save(run: Run, logs: RunLogs, progress: TrainingProgress) -> None:
+    """Wait for the last save, copy what this process has, and start writing it."""
+    finish_save(run, progress)
+    logs.sync()
+    parameters = list(run.working.named_parameters())
     background = run.config.checkpoint.background
     optimizer = state_tensors(parameters, run.optimizers)
     save = Save(
@@ -257,7 +261,7 @@ def begin_save(run: Run, metrics: StepLog, samples: StepLog, progress: TrainingP
         tokens_seen=run.step * run.config.train.batch_tokens,
         keep=run.config.checkpoint.keep,
         pieces=own_pieces(parameters, optimizer, run.world, background),
-        state=state,
+        state=checkpoint_state(run),
         world=run.world,
         timeout_seconds=run.config.parallel.timeout_seconds,
     )

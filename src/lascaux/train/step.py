@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from lascaux.config.schema import ModelConfig
 from lascaux.data.loader import NO_TARGET, Batch
 from lascaux.errors import LascauxError
-from lascaux.model.moe import Router
+from lascaux.model.moe import Router, set_draws
 from lascaux.parallel.shards import local
 from lascaux.parallel.world import World
 from lascaux.train.experts import ExpertFigures, settle_experts
@@ -74,12 +74,15 @@ def train_step(
     *,
     world: World,
     grad_clip: float | None,
+    seed: int = 0,
+    step: int = 0,
     lap: Callable[[str], None] = ignore_lap,
 ) -> StepResult:
     """Update the model once from this process's micro-batches of one batch.
 
     Where gradients overflowed in fp16, the scaler leaves the update out and lowers its scale. `lap`
-    is called at the end of each part with its name: copy, forward, backward, optimizer.
+    is called at the end of each part with its name: copy, forward, backward, optimizer. Random
+    numbers, which routers may draw, follow from seed, step and the number of the micro-batch.
     Raises: NonFiniteError, on every process alike, before anything is changed.
     """
     scaler = network.scaler
@@ -88,6 +91,7 @@ def train_step(
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     network.refresh()
+    set_draws(network.routers, f"{seed}/{step}", world.data_rank, world.layout.data_parallel)
     lap("copy")
     losses = network.forward_backward(microbatches, max(1, num_targets), lap)
     for optimizer in optimizers:
