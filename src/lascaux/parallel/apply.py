@@ -61,7 +61,8 @@ def split_tensors(model: Transformer, mesh: DeviceMesh) -> None:
             dim = split_dim(rows, full, parameter.ndim)
             placement = Replicate() if dim is None else Shard(dim)
             placed = distribute_tensor(parameter.data, mesh, [placement], src_data_rank=None)
-            module.register_parameter(own, nn.Parameter(placed))
+            kept = nn.Parameter(placed, requires_grad=parameter.requires_grad)
+            module.register_parameter(own, kept)
         if name:
             _compute_locally(module, row, group)
     model.loss.forward = _split_loss(group)
