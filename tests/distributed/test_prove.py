@@ -34,8 +34,8 @@ def test_every_preset_shrinks_to_what_fits_its_layout(preset: str, axes: dict[st
     layout = Layout(**axes)
     rows = -(-config.model.vocab_size // layout.tp) * layout.tp
     model = dataclasses.replace(config.model, padded_vocab_size=rows)
-    if layout.cp > 1:  # a capacity is of whole micro-batches
-        model = dataclasses.replace(model, capacity_factor=None)
+    if layout.cp > 1:  # a capacity and jitter are of whole micro-batches
+        model = dataclasses.replace(model, capacity_factor=None, router_jitter=0.0)
     if layout.tp > 1 and model.qk_norm == "projection":  # tp cannot split that norm
         model = dataclasses.replace(model, qk_norm="head")
     small, small_layout = shrink(dataclasses.replace(config, model=model), layout)
