@@ -70,7 +70,7 @@ class Upcycled:
     parameters: int
     active_parameters: int
     tokens: int
-    """held-out tokens both were measured on"""
+    """held-out tokens both were measured on, the first of all there are"""
     dense_loss: float
     loss: float
     seed: int
@@ -120,7 +120,7 @@ def upcycle(source: Path, folder: Path, flags: Sequence[str], console: Console) 
         dense_parameters=count_parameters(dense.model).total,
         parameters=count_parameters(config.model).total,
         active_parameters=active_parameters(config.model),
-        tokens=COMPARED_TOKENS,
+        tokens=min(COMPARED_TOKENS, data.tokens("valid")),
         dense_loss=dense_loss,
         loss=loss,
         seed=config.train.seed,
