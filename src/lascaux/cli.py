@@ -1,4 +1,4 @@
-"""The command line: one function for each command, heavy imports inside it.
+"""The command line: words in, exit code out; what a command does stands in `commands.py`.
 
 Exit codes: 0 done, 2 the user can mend it, 75 stopped before the end and resumable, 1 our bug.
 Figures and text go to stdout, everything else to stderr.
@@ -8,33 +8,21 @@ import argparse
 import dataclasses
 import errno
 import io
-import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from lascaux import commands
 from lascaux.arguments import Parser, add_command, split_flags
-from lascaux.config.load import (
-    DEFAULT_PRESET,
-    load_config,
-    preset_header,
-    preset_names,
-    read_flags,
-    to_tables,
-    to_toml,
-)
-from lascaux.config.schema import Config, SourceConfig
-from lascaux.errors import ConfigError, LascauxError, ProcessLost, TrainingStopped
+from lascaux.config.schema import Config
+from lascaux.errors import LascauxError, ProcessLost, TrainingStopped
 from lascaux.parallel.runtime import let_waiting_threads_sleep, this_process
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-EXIT_MEND, EXIT_RESUMABLE = 2, 75
+EXIT_MEND, EXIT_RESUMABLE = commands.EXIT_MEND, 75
 MENDABLE_ERRNOS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -110,23 +98,24 @@ def build_parser() -> Parser:
         epilog="`lascaux COMMAND --help` lists every setting of a command with its unit.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    add = partial(add_command, commands)
+    add = partial(add_command, subparsers)
     add_making_commands(add)
+    add_weighing_commands(add)
     add_reading_commands(add)
     return parser
 
 
 def add_making_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Those that start from a configuration."""
-    train = add("train", train_command, "train a model; again: continue", ALL_SECTIONS)
+    train = add("train", commands.train_command, "train a model; again: continue", ALL_SECTIONS)
     train.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
     train.add_argument("--run", type=Path, metavar="DIR", help="default: runs/PRESET or runs/FILE")
 
     prepare = add(
         "prepare",
-        prepare_command,
+        commands.prepare_command,
         "turn text into token shards (vocabulary: --model.vocab_size)",
         ("data", "tokenizer"),
     )
@@ -138,7 +127,7 @@ def add_making_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     bench = add(
         "bench",
-        bench_command,
+        commands.bench_command,
         "measure speed on this machine and the fraction of its peak",
         ("model", "train", "optimizer"),
     )
@@ -148,7 +137,7 @@ def add_making_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     prove = add(
         "prove",
-        prove_command,
+        commands.prove_command,
         "train a shrunken copy on a layout and on one process, and compare",
         ("parallel", "model", "train", "optimizer"),
     )
@@ -162,9 +151,39 @@ def add_making_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="build the full size for one of N processes instead: what it holds and says",
     )
 
+    config = add(
+        "config", commands.config_command, "print the resolved settings as TOML", ALL_SECTIONS
+    )
+    config.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
+    config.add_argument("--list", action="store_true", help="list the presets")
+
+
+def add_weighing_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Those that weigh before one decides: a plan, a study."""
+    plan = add(
+        "plan",
+        commands.plan_command,
+        "say what a run will take before it starts: memory, time, energy, dollars",
+        ALL_SECTIONS,
+    )
+    plan.add_argument(
+        "words",
+        nargs="*",
+        metavar="PRESET|FILE",
+        help="default: tiny; or: devices, scorecard, check CLAIM.toml|RUN, deploy PRESET, "
+        "replicate SYSTEM, capability",
+    )
+    plan.add_argument("--device", metavar="ID", help="as `lascaux plan devices` lists them")
+    plan.add_argument("--devices", type=int, metavar="N", help="how many; axes are chosen")
+    plan.add_argument("--tokens", type=int, metavar="T", help="tokens to train on")
+    plan.add_argument("--why", action="store_true", help="the parts and sources of every figure")
+    plan.add_argument("--probe", action="store_true", help="measure this machine first")
+    plan.add_argument("--out", type=Path, metavar="FILE.toml", help="write what `train` runs")
+    plan.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the plan")
+
     compare = add(
         "compare",
-        compare_command,
+        commands.compare_command,
         "train models that differ in a few settings, several seeds each; again: continue",
         ALL_SECTIONS,
     )
@@ -175,220 +194,21 @@ def add_making_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--runs-at-once", type=int, metavar="N", help="default: one for each core, at most 4"
     )
 
-    config = add("config", config_command, "print the resolved settings as TOML", ALL_SECTIONS)
-    config.add_argument("target", nargs="?", metavar="PRESET|FILE", help="default: tiny")
-    config.add_argument("--list", action="store_true", help="list the presets")
-
 
 def add_reading_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Those that start from a run."""
-    upcycle = add("upcycle", upcycle_command, "begin a mixture from a dense model", ALL_SECTIONS)
+    upcycle = add(
+        "upcycle", commands.upcycle_command, "begin a mixture from a dense model", ALL_SECTIONS
+    )
     upcycle.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
     upcycle.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new run")
 
-    generate = add("generate", generate_command, "continue a prompt", ("generate",))
+    generate = add("generate", commands.generate_command, "continue a prompt", ("generate",))
     generate.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
     generate.add_argument("--prompt", default="", metavar="TEXT")
 
-    report = add("report", report_command, "write RUN/report.html")
+    report = add("report", commands.report_command, "write RUN/report.html")
     report.add_argument("source", type=Path, metavar="RUN")
 
-    verify = add("verify", verify_command, "check every hash of a run")
+    verify = add("verify", commands.verify_command, "check every hash of a run")
     verify.add_argument("source", type=Path, metavar="RUN")
-
-
-def stderr_console() -> "Console":
-    """Where progress and messages go; training goes on when nobody reads them any more."""
-    from rich.console import Console
-
-    class EnduringConsole(Console):
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-
-    return EnduringConsole(stderr=True, emoji=False)
-
-
-def print_json(value: object) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(value, indent=2, default=str))
-
-
-def train_command(options: argparse.Namespace, flags: list[str]) -> int:
-    """`lascaux train`."""
-    from lascaux.train.describe import describe_outcome
-    from lascaux.train.loop import train
-
-    name = Path(options.target or DEFAULT_PRESET).name.removesuffix(".toml")
-    folder: Path = options.run or Path("runs") / name
-    saved = folder / "config.toml"
-    continues = options.target is None and saved.exists()
-    config = load_config(str(saved) if continues else options.target, flags)
-    outcome = train(config, folder, stderr_console())
-    if this_process().rank > 0:
-        return 0
-    if options.json:
-        print_json(dataclasses.asdict(outcome))
-        return 0
-    print(describe_outcome(outcome, config, folder))
-    return 0
-
-
-def prepare_command(options: argparse.Namespace, flags: list[str]) -> int:
-    """`lascaux prepare`."""
-    from lascaux.train.prepare_data import describe_preparation, prepare_sources
-
-    for key in read_flags(flags):
-        if key == "data.sources":
-            raise ConfigError("give the sources as arguments: lascaux prepare SOURCE… --out DIR")
-        if key != "model.vocab_size" and not key.startswith(("data.", "tokenizer.")):
-            raise ConfigError(
-                f"--{key} has no effect on preparing; settings here: --data.…, --tokenizer.…, "
-                "--model.vocab_size"
-            )
-    config = load_config(None, flags)
-    sources = [SourceConfig(path=path, text_field=options.text_field) for path in options.sources]
-    summary = prepare_sources(config, sources, options.out, stderr_console())
-    if options.json:
-        print_json(dataclasses.asdict(summary))
-    else:
-        print(describe_preparation(summary))
-    return 0
-
-
-def generate_command(options: argparse.Namespace, flags: list[str]) -> int:
-    """`lascaux generate`: text to stdout as it is made."""
-    from lascaux.generate.engine import generate
-    from lascaux.generate.load import load_for_generation
-
-    loaded = load_for_generation(options.source, flags)
-    stream = generate(
-        loaded.model, loaded.tokenizer, options.prompt, loaded.settings, device=loaded.device
-    )
-    pieces = []
-    if not options.json:
-        print(options.prompt, end="", flush=True)
-    for piece in stream:
-        pieces.append(piece)
-        if not options.json:
-            print(piece.text, end="", flush=True)
-    last = pieces[-1]
-    if options.json:
-        text = "".join(piece.text for piece in pieces)
-        figures = {
-            "prompt": options.prompt,
-            "text": text,
-            "finish_reason": last.finish_reason,
-            "tokens": last.num_tokens,
-            "tokens_per_second": last.tokens_per_second,
-        }
-        print_json(figures)
-    else:
-        print()
-    return 0
-
-
-def bench_command(options: argparse.Namespace, flags: list[str]) -> int:
-    """`lascaux bench`: speeds to stdout, progress to stderr."""
-    from lascaux.bench.command import bench_figures, check_bench_flags, describe_bench
-    from lascaux.bench.run import run_bench
-
-    if options.rounds < 1:
-        raise ConfigError(f"--rounds must be at least 1; got {options.rounds}")
-    check_bench_flags(options.what, flags)
-    config = load_config(options.target, flags)
-    speed = run_bench(options.what, config, options.rounds, stderr_console())
-    print_json(bench_figures(speed)) if options.json else print(describe_bench(speed))
-    return 0
-
-
-def prove_command(options: argparse.Namespace, flags: list[str]) -> int:
-    """`lascaux prove`; exits 1 when the layout trains another model."""
-    from lascaux.prove.command import run_dry, run_prove
-
-    config = load_config(options.target, flags)
-    if options.dry_run:
-        found = run_dry(config, options.processes, stderr_console(), options.json)
-        agrees = True
-    else:
-        found, agrees = run_prove(config, options.processes, stderr_console(), options.json)
-    if found is not None:
-        print_json(found) if options.json else print(found)
-    return 0 if agrees else 1
-
-
-def compare_command(options: argparse.Namespace, flags: list[str]) -> int:
-    """`lascaux compare`."""
-    from lascaux.compare.command import run_compare
-
-    table, figures = run_compare(
-        options.target,
-        flags,
-        options.run,
-        options.seeds,
-        options.runs_at_once,
-        stderr_console(),
-    )
-    if options.json:
-        print_json(figures)
-    else:
-        print(table)
-        print(f"picture: {figures['picture']}")
-    return 0
-
-
-def upcycle_command(options: argparse.Namespace, flags: list[str]) -> int:
-    """`lascaux upcycle`."""
-    from lascaux.train.upcycle import describe_upcycled, upcycle
-
-    found = upcycle(options.source, options.out, flags, stderr_console())
-    print_json(dataclasses.asdict(found)) if options.json else print(describe_upcycled(found))
-    return 0
-
-
-def report_command(options: argparse.Namespace, flags: list[str]) -> int:
-    """`lascaux report`."""
-    from lascaux.report.html import write_report
-
-    refuse_flags(flags, "report")
-    path = write_report(options.source)
-    if options.json:
-        print_json({"report": str(path)})
-    else:
-        print(path)
-    return 0
-
-
-def verify_command(options: argparse.Namespace, flags: list[str]) -> int:
-    """`lascaux verify`; exits 2 when anything is damaged."""
-    from lascaux.train.verify import verify_all
-
-    refuse_flags(flags, "verify")
-    findings = verify_all(options.source)
-    damaged = [finding for finding in findings if not finding.ok]
-    if options.json:
-        print_json([dataclasses.asdict(finding) for finding in findings])
-    else:
-        for finding in findings:
-            print(f"{'ok     ' if finding.ok else 'DAMAGED'}  {finding.path}  {finding.detail}")
-        print(f"{len(findings) - len(damaged)} of {len(findings)} intact")
-    return EXIT_MEND if damaged else 0
-
-
-def config_command(options: argparse.Namespace, flags: list[str]) -> int:
-    """`lascaux config`."""
-    if options.list:
-        for name in preset_names():
-            print(f"{preset_header(name)}\n")
-        return 0
-    config = load_config(options.target, flags)
-    if options.json:
-        print_json(to_tables(config))
-    else:
-        print(to_toml(config), end="")
-    return 0
-
-
-def refuse_flags(flags: Sequence[str], command: str) -> None:
-    """Settings on a command that reads none are an error."""
-    if flags:
-        raise ConfigError(f"`lascaux {command}` takes no settings; got {flags[0]}")

@@ -5,8 +5,16 @@ no effect is an error as well: it means something was misunderstood.
 """
 
 import math
+import re
 
-from lascaux.config.schema import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from lascaux.config.plan_schema import PlanConfig
+from lascaux.config.schema import (
+    Config,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from lascaux.errors import ConfigError
 
 _POSITIVE = (
@@ -20,7 +28,10 @@ _POSITIVE = (
     "optimizer.grad_clip optimizer.muon_newton_schulz_steps checkpoint.every_steps "
     "evaluate.max_tokens evaluate.final_max_tokens evaluate.sample_tokens generate.max_tokens "
     "tokenizer.train_bytes parallel.dp_replicate parallel.dp_shard parallel.tp parallel.cp "
-    "parallel.ep parallel.pp parallel.virtual_pp parallel.timeout_seconds"
+    "parallel.ep parallel.pp parallel.virtual_pp parallel.timeout_seconds plan.devices "
+    "plan.price_usd_per_device_hour plan.power_watts plan.pue plan.grid_kg_per_kwh "
+    "plan.device_hours_between_failures plan.experiment_factor plan.staff_usd plan.budget_usd "
+    "plan.tokens_per_day plan.years_ahead"
 ).split()
 _OF_EXPERTS = (
     "experts_per_token expert_d_ff num_shared_experts num_dense_layers moe_every capacity_factor "
@@ -31,7 +42,8 @@ _NOT_NEGATIVE = (
     "model.num_experts model.num_shared_experts model.num_dense_layers model.balance_weight "
     "model.router_z_weight "
     "model.learned_position_offset train.seed optimizer.weight_decay schedule.warmup_steps "
-    "checkpoint.keep evaluate.every_steps generate.temperature generate.top_k generate.seed"
+    "checkpoint.keep evaluate.every_steps generate.temperature generate.top_k generate.seed "
+    "plan.seed"
 ).split()
 _BELOW_ONE = (
     "data.valid_fraction model.router_jitter optimizer.beta1 optimizer.beta2 "
@@ -47,6 +59,7 @@ def check(config: Config) -> None:
     check_train(config.train, config.model)
     check_optimizer(config.optimizer)
     check_schedule(config.schedule, config.train)
+    check_plan(config.plan)
     if config.tokenizer.path is not None:
         for name in ("pattern", "train_bytes"):
             if getattr(config.tokenizer, name) is not None:
@@ -63,6 +76,25 @@ def check(config: Config) -> None:
             f"'data.sources' has a weight for some sources only: {weights}; "
             "give one to each, or to none to mix them in proportion to their size"
         )
+
+
+def check_plan(plan: PlanConfig) -> None:
+    """A price with its date, a ZeRO stage that exists, a PUE that buildings have."""
+    if (plan.price_usd_per_device_hour is None) != (plan.price_date is None):
+        raise ConfigError(
+            "give plan.price_usd_per_device_hour and plan.price_date (YYYY-MM) together: a price "
+            "without its date cannot be compared"
+        )
+    if plan.price_date is not None and not re.fullmatch(
+        r"20\d\d(-(0[1-9]|1[0-2]))?", plan.price_date
+    ):
+        raise ConfigError(f"'plan.price_date' must be YYYY-MM; got '{plan.price_date}'")
+    if plan.zero not in (None, 0, 1, 2, 3):
+        raise ConfigError(f"'plan.zero' must be 0, 1, 2 or 3; got {plan.zero}")
+    for name in ("pue", "experiment_factor"):
+        value = getattr(plan, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"'plan.{name}' is at least 1; got {value:g}")
 
 
 def check_ranges(config: Config) -> None:

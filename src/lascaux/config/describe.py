@@ -1,11 +1,11 @@
-"""Help for every setting, read from the strings below the fields in `config/schema.py`."""
+"""Help for every setting, read from the strings below the fields of the schema."""
 
 import ast
 import dataclasses
 from functools import cache
 from pathlib import Path
 
-from lascaux.config import schema
+from lascaux.config import plan_schema, schema
 from lascaux.config.load import section_class, toml_literal
 
 COLUMN = 42
@@ -14,7 +14,8 @@ COLUMN = 42
 @cache
 def field_help() -> dict[tuple[str, str], str]:
     """Help text of each (dataclass, field)."""
-    source = Path(schema.__file__).read_text(encoding="utf-8")
+    files = (schema.__file__, plan_schema.__file__)
+    source = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
     found: dict[tuple[str, str], str] = {}
     for node in ast.parse(source).body:
         if not isinstance(node, ast.ClassDef):

@@ -8,6 +8,8 @@ Rules that tie settings together are in `config/check.py`, reading files and fla
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lascaux.config.plan_schema import PlanConfig
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
@@ -362,3 +364,4 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)

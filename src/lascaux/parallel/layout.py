@@ -107,6 +107,14 @@ def resolve_layout(config: Config, world_size: int) -> Layout:
 def check_layout(config: Config, layout: Layout) -> None:
     """Raises: ConfigError for the first thing that the layout cannot split."""
     _check_settings(config.train, layout)
+    check_split(config, layout)
+
+
+def check_split(config: Config, layout: Layout) -> None:
+    """The rules of the split alone, whatever code trains.
+
+    Raises: ConfigError for the first thing that the layout cannot split.
+    """
     _check_tensor(config.model, layout.tp)
     _check_experts(config.model, layout)
     _check_sequence(config, layout)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 SPINS_WHILE_WAITING = "1000"
 
@@ -49,3 +50,9 @@ def threads_asked_for() -> bool:
     torchrun sets it to 1 for every process where the user has not.
     """
     return "OMP_NUM_THREADS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be lost: what was measured on this machine."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "lascaux"
