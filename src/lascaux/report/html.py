@@ -16,6 +16,7 @@ from string import Template
 from lascaux.config.check import num_steps
 from lascaux.errors import CheckpointError
 from lascaux.model.accounting import active_matmul_parameters, count_parameters, flops_per_token
+from lascaux.report.plan import draw_plan_plots, plan_rows
 from lascaux.report.plots import Plot, draw_plots, superscript
 from lascaux.report.records import Record, RunRecords, elapsed_seconds, read_run
 from lascaux.train.run_folder import write_atomically
@@ -51,7 +52,9 @@ def render_page(records: RunRecords) -> str:
     """The whole page."""
     frame = Template(files("lascaux.report").joinpath("page.html").read_text(encoding="utf-8"))
     plots = draw_plots(records.metrics, records.expert_loads)
+    plots += draw_plan_plots(records.plan, records.metrics)
     sections = [
+        _plan(records.plan),
         _samples(records.samples),
         _events(records.events),
         _data(records.data_index),
@@ -163,6 +166,16 @@ def _samples(samples: Sequence[Record]) -> str:
         state = " open" if step == steps[-1][0] else ""
         blocks.append(f"<details{state}><summary>Step {escape(step)}</summary>{texts}</details>")
     return _section("Samples", "".join(blocks))
+
+
+def _plan(plan: Record) -> str:
+    """What was predicted before the first step, and what it took."""
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in plan_rows(plan)
+    )
+    head = "<tr><th></th><th>planned</th><th>nine times of ten</th><th>taken</th><th></th></tr>"
+    return _section("Plan against outcome", f"<table>{head}{rows}</table>", rows)
 
 
 def _events(events: Sequence[Record]) -> str:

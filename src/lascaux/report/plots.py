@@ -92,7 +92,7 @@ def _loss(metrics: Sequence[Record]) -> Plot:
         axes.legend(loc="upper right")
 
     note = f"Nats per token. Bold: mean of the surrounding {100 * SMOOTHING:g} % of steps."
-    return _plot("Loss", note, draw)
+    return make_plot("Loss", note, draw)
 
 
 def _bits_per_byte(metrics: Sequence[Record], validated: Sequence[Record]) -> Plot:
@@ -102,7 +102,7 @@ def _bits_per_byte(metrics: Sequence[Record], validated: Sequence[Record]) -> Pl
         _points(axes, tokens[seen], _column(validated, "bits_per_byte"))
 
     note = "Validation text; comparable between tokenizers."
-    return _plot("Bits per byte", note, draw)
+    return make_plot("Bits per byte", note, draw)
 
 
 def _bits_per_byte_over_time(metrics: Sequence[Record], validated: Sequence[Record]) -> Plot:
@@ -115,7 +115,7 @@ def _bits_per_byte_over_time(metrics: Sequence[Record], validated: Sequence[Reco
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
 
     note = "Validation text, against the time the run took, validation included."
-    return _plot("Bits per byte over time", note, draw)
+    return make_plot("Bits per byte over time", note, draw)
 
 
 def _lr(metrics: Sequence[Record]) -> Plot:
@@ -127,7 +127,7 @@ def _lr(metrics: Sequence[Record]) -> Plot:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 10**exponent:g}"))
 
-    return _plot("Learning rate", f"In units of 10{superscript(exponent)}.", draw)
+    return make_plot("Learning rate", f"In units of 10{superscript(exponent)}.", draw)
 
 
 def _grad_norm(metrics: Sequence[Record]) -> Plot:
@@ -141,7 +141,7 @@ def _grad_norm(metrics: Sequence[Record]) -> Plot:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
     note = "Of the whole gradient, before clipping; logarithmic."
-    return _plot("Gradient norm", note, draw)
+    return make_plot("Gradient norm", note, draw)
 
 
 def _speed(metrics: Sequence[Record]) -> Plot:
@@ -155,7 +155,7 @@ def _speed(metrics: Sequence[Record]) -> Plot:
         )
 
     note = f"Each step, without validation. Median: {format_rate(median_high(speed), 'tokens')}."
-    return _plot("Tokens per second", note, draw)
+    return make_plot("Tokens per second", note, draw)
 
 
 def _mfu(metrics: Sequence[Record]) -> Plot:
@@ -166,7 +166,7 @@ def _mfu(metrics: Sequence[Record]) -> Plot:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
 
     note = f"Model FLOPs utilisation of each step. Median: {format_percent(median_high(mfu))}."
-    return _plot("MFU", note, draw)
+    return make_plot("MFU", note, draw)
 
 
 def _expert_load(loads: Sequence[Record]) -> Plot:
@@ -188,7 +188,7 @@ def _expert_load(loads: Sequence[Record]) -> Plot:
         axes.set_ylabel("mixture layer")
 
     note = "Red: up to four times an even share of the pairs; white: even; blue: down to a quarter."
-    return _plot("Load of each expert", note, draw)
+    return make_plot("Load of each expert", note, draw)
 
 
 def _expert_line(metrics: Sequence[Record], key: str, title: str, note: str) -> Plot:
@@ -197,7 +197,7 @@ def _expert_line(metrics: Sequence[Record], key: str, title: str, note: str) -> 
         _line(axes, steps, values, color=TRAINING, alpha=0.35, linewidth=0.7)
         _line(axes, steps, smooth(values), color=TRAINING, linewidth=1.6)
 
-    return _plot(title, note, draw)
+    return make_plot(title, note, draw)
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -272,7 +272,7 @@ def superscript(number: int) -> str:
     return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _plot(title: str, note: str, draw: Callable[[Axes], None]) -> Plot:
+def make_plot(title: str, note: str, draw: Callable[[Axes], None]) -> Plot:
     """Draw on fresh axes; keep the `<svg>` element alone, its ids unlike those of other plots."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=INCHES, layout="constrained")

@@ -1,7 +1,7 @@
 """What a run wrote down, read back for the report.
 
 Needed: config.toml and metrics.jsonl. Shown if they are there: samples.jsonl, experts.jsonl,
-events.jsonl, environment.json and data/index.json.
+events.jsonl, environment.json, data/index.json and plan.json.
 """
 
 import json
@@ -28,6 +28,16 @@ METRICS = (
 )
 
 
+PLANNED = (
+    "step_seconds",
+    "training_seconds",
+    "memory",
+    "tokens",
+    "time_parts_hours",
+    "cost_usd",
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecords:
     """The records of one run; what it did not write is empty."""
@@ -41,6 +51,7 @@ class RunRecords:
     events: list[Record]
     environment: Record
     data_index: Record
+    plan: Record
 
 
 def read_run(run: Path) -> RunRecords:
@@ -73,6 +84,7 @@ def read_run(run: Path) -> RunRecords:
         events=read_lines(run / "events.jsonl", ("time", "step", "event", "detail")),
         environment=read_object(run / "environment.json"),
         data_index=read_object(run / "data" / "index.json"),
+        plan=read_plan(run / "plan.json"),
     )
 
 
@@ -120,6 +132,15 @@ def read_object(path: Path) -> Record:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found
+
+
+def read_plan(path: Path) -> Record:
+    """The plan with what the report shows of it; empty where there is none."""
+    plan = read_object(path)
+    missing = [key for key in PLANNED if key not in plan]
+    if plan and missing:
+        raise CheckpointError(f"{path}: expected a plan; without {', '.join(missing)}")
+    return plan
 
 
 def elapsed_seconds(metrics: Sequence[Record]) -> list[float]:

@@ -28,6 +28,7 @@ from lascaux.parallel.layout import resolve_layout
 from lascaux.parallel.runtime import this_process
 from lascaux.parallel.world import World, connect, is_lost_connection
 from lascaux.train.machine import Precision, choose_precision, describe_choices, prepare_device
+from lascaux.train.plan_file import note_end, write_plan
 from lascaux.train.precision import WorkingCopy
 from lascaux.train.prepare_data import open_data
 from lascaux.train.progress import TrainingProgress
@@ -111,6 +112,8 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
             run.note("setting changed", change)
             console.print(f"changed at step {run.step}: {change}", markup=False)
         introduce(run)
+        begins = run.step == 0 and world.is_first
+        tell_plan(run, write_plan(folder, config, run.machine, layout) if begins else None)
         if run.step < run.num_steps:
             try:
                 train_steps(run)
@@ -118,6 +121,7 @@ def train(config: Config, folder: Path, console: Console) -> Outcome:
                 if is_lost_connection(error):
                     raise world.describe_lost(run.step + 1, error) from error
                 raise
+            tell_plan(run, note_end(folder, device, run.machine) if world.is_first else None)
         return summarise(run)
 
 
@@ -160,6 +164,12 @@ def introduce(run: Run) -> None:
         lines.append(f"run      {run.folder}, {run.num_steps:,} steps of {batch}")
     for line in lines:
         run.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_plan(run: Run, words: str | None) -> None:
+    """A line about the plan of the run, or how it turned out."""
+    if words is not None:
+        run.console.print(f"plan     {words}", markup=False, highlight=False, soft_wrap=True)
 
 
 def layout_lines(run: Run) -> list[str]:

@@ -34,6 +34,7 @@ FREE = (
     "checkpoint.",
     "evaluate.",
     "generate.",
+    "plan.",
     "train.tracking",
     "train.device",
     "train.threads",
