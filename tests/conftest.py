@@ -56,10 +56,11 @@ class Result:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def quick_and_repeatable() -> Iterator[None]:
-    """One thread, and the machine's peak measured in a moment: no test looks at the figure."""
+def quick_and_repeatable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One thread, the machine's peak measured in a moment, and a cache of the tests' own."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(machine, "PEAK_SECONDS", 0.0)
         yield
 
