@@ -69,7 +69,7 @@ def test_published_activations_and_states(name: str) -> None:
 
 
 def test_zero_stages_shard_what_they_say() -> None:
-    config = load_config("gpt3-6.7b", ["--plan.stack=unknown", "--train.microbatch_seqs=1"])
+    config = load_config("gpt3-6.7b", ["--plan.stack=megatron-lm", "--train.microbatch_seqs=1"])
     device = find_device("A100-80GB-SXM")
     states = []
     for zero in range(4):

@@ -406,3 +406,49 @@ def test_everything_without_a_device_is_for_this_machine(cli: Any) -> None:
 def test_unknown_precision_of_a_job() -> None:
     with pytest.raises(ConfigError, match="precision"):
         make_job(load_config("tiny"), find_device("V100-32GB"), Layout(), "int4")
+
+
+@pytest.mark.parametrize(
+    ("preset", "arguments", "step_seconds", "gib"),
+    [
+        (
+            "bloom-176b",
+            ["--devices=384", "--parallel.tp=4", "--parallel.pp=12", "--train.microbatch_seqs=2"],
+            105.0,
+            59.0,
+        ),
+        (
+            "gpt3-175b",
+            ["--devices=384", "--parallel.tp=8", "--parallel.pp=12", "--plan.zero=0"],
+            76.8,
+            None,
+        ),
+    ],
+)
+def test_a_published_run_stated_by_flags_alone(
+    cli: Any, preset: str, arguments: list[str], step_seconds: float, gib: float | None
+) -> None:
+    """BLOOM's main run, 105 s and 59 GiB; Megatron-LM's 175 B on 384 GPUs, 153 TFLOP/s."""
+    batch = {"bloom-176b": 2048, "gpt3-175b": 1536}[preset] * 2048
+    flags = [f"--train.batch_tokens={batch}", "--plan.recompute=full", "--plan.stack=unknown"]
+    zero = [] if any("zero" in each for each in arguments) else ["--plan.zero=1"]
+    found = planned(cli, preset, "--device", "A100-80GB-SXM", *arguments, *flags, *zero)
+    assert found["step_seconds"]["p5"] < step_seconds < found["step_seconds"]["p95"]
+    if gib is not None:
+        memory = found["memory"]["per_device_bytes"]
+        assert memory["p5"] < gib * 2**30 < memory["p95"]
+
+
+def test_a_batch_that_nothing_divides_is_rounded_and_said(cli: Any) -> None:
+    """4 M tokens are 1,953 sequences, which no data parallelism of 64 devices divides."""
+    found = planned(
+        cli,
+        "llama-7b",
+        "--device",
+        "A100-80GB-SXM",
+        "--devices=64",
+        "--train.batch_tokens=3999744",
+        "--train.microbatch_seqs=1",
+    )
+    stated = next(s for s in found["layout"]["settings"] if "batch_tokens" in s)
+    assert 0.95 * 3999744 <= int(stated.split("=")[1]) <= 1.05 * 3999744

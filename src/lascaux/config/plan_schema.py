@@ -21,10 +21,10 @@ class PlanConfig:
     """activations made again in the backward pass: as train.recompute says, none, the attention core, or all of a block"""
     zero: int | None = None
     """what data parallelism shards: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; unset: as dp_shard and dp_replicate say"""
-    sequence_parallel: bool = True
-    """tp splits the residual stream along the sequence too"""
-    attention: Literal["fused", "unfused"] = "fused"
-    """unfused: attention keeps its T x T matrices"""
+    sequence_parallel: bool | None = None
+    """tp splits the residual stream along the sequence too; unset: yes, but for other code that recomputes all of a block"""
+    attention: Literal["fused", "unfused"] | None = None
+    """unfused: attention keeps its T x T matrices; unset: fused, but for other code that recomputes attention, or blocks under tp"""
     year: int | None = None
     """rental prices of this year; unset: the newest known"""
     price_usd_per_device_hour: float | None = None

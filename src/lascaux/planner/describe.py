@@ -23,6 +23,7 @@ LEAST_SHARE = 0.05
 WORDS = {
     "speed": "speed of the steps",
     "failures": "failures",
+    "network": "network cards a collective uses",
     "interruptions": "waits and slow devices",
     "restart": "restarts",
     "starting": "starting up",

@@ -185,6 +185,7 @@ def train_settings(job: Job) -> list[str]:
         found.append(f"--parallel.schedule={parallel.schedule}")
     found.append(f"--train.microbatch_seqs={job.config.train.microbatch_seqs}")
     found.append(f"--train.recompute={job.config.train.recompute}")
+    found.append(f"--train.batch_tokens={job.config.train.batch_tokens}")
     if job.config.model.padded_vocab_size is not None:
         found.append(f"--model.padded_vocab_size={job.config.model.padded_vocab_size}")
     return found

@@ -4,16 +4,18 @@ By default the job is what `lascaux train` does with the configuration. `plan.st
 `plan.recompute`, `plan.attention` and `plan.sequence_parallel` state a run of other code.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from lascaux.config.check import num_steps
-from lascaux.config.schema import Config
+from lascaux.config.schema import Config, ModelConfig
 from lascaux.errors import ConfigError
 from lascaux.parallel.layout import Layout, check_layout, check_split
 from lascaux.planner.devices import Device
 
 Recompute = Literal["none", "selective", "full"]
+VOCABULARY_MULTIPLE = 128
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 
 
@@ -84,6 +86,8 @@ def make_job(config: Config, device: Device, layout: Layout, precision: str) -> 
     Raises: ConfigError naming the rule that the layout breaks.
     """
     config = as_trained(config)
+    if config.plan.stack != "lascaux":
+        config = replace(config, model=padded(config.model, layout.tp))
     plan = config.plan
     if plan.stack == "lascaux":
         check_layout(config, layout)
@@ -103,9 +107,17 @@ def make_job(config: Config, device: Device, layout: Layout, precision: str) -> 
         precision=precision,
         recompute=recompute,
         zero=zero,
-        sequence_parallel=plan.sequence_parallel,
-        fused_attention=plan.attention == "fused",
+        sequence_parallel=sequence_parallel(config, recompute),
+        fused_attention=fused_attention(config, recompute, layout),
     )
+
+
+def padded(model: ModelConfig, tp: int) -> ModelConfig:
+    """The model with a vocabulary that tp divides, filled up as `padded_vocab_size` does it."""
+    if model.vocab_rows % tp == 0:
+        return model
+    multiple = tp * VOCABULARY_MULTIPLE // math.gcd(tp, VOCABULARY_MULTIPLE)
+    return replace(model, padded_vocab_size=-(-model.vocab_rows // multiple) * multiple)
 
 
 def as_trained(config: Config) -> Config:
@@ -118,11 +130,34 @@ def as_trained(config: Config) -> Config:
     if plan.stack != "lascaux":
         return config
     foreign = plan.zero is not None or plan.recompute == "selective"
-    if foreign or plan.attention == "unfused" or not plan.sequence_parallel:
+    if foreign or plan.attention == "unfused" or plan.sequence_parallel is False:
         return replace(config, plan=replace(plan, stack="unknown"))
     if plan.recompute != "as_trained":
         train = replace(train, recompute="block" if plan.recompute == "full" else "none")
     return replace(config, train=train)
+
+
+def sequence_parallel(config: Config, recompute: Recompute) -> bool:
+    """As stated; Megatron's came with selective recomputation in place of that of whole blocks.
+
+    Korthikanti et al. 2022.
+    """
+    stated = config.plan.sequence_parallel
+    if stated is not None:
+        return stated
+    return config.plan.stack == "lascaux" or recompute != "full"
+
+
+def fused_attention(config: Config, recompute: Recompute, layout: Layout) -> bool:
+    """As stated; recomputing attention has no purpose where its matrices are never kept.
+
+    Tensor parallel code that recomputed whole blocks is mostly older than fused kernels.
+    """
+    stated = config.plan.attention
+    if stated is not None:
+        return stated == "fused"
+    old = recompute == "selective" or (recompute == "full" and layout.tp > 1)
+    return config.plan.stack == "lascaux" or not old
 
 
 def with_stage(layout: Layout, zero: int) -> Layout:

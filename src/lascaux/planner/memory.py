@@ -125,7 +125,8 @@ def state_bytes(job: Job, pp_index: int) -> dict[str, float]:
             "optimizer": moments_each * whole / job.optimizer_shards,
         }
     gradients = share if job.zero != 2 else whole / job.optimizer_shards
-    step_gradients = 4 * ("deepspeed" in job.stack)  # its optimizer copies its part to fp32
+    copies = "deepspeed" in job.stack or (job.stack == "unknown" and job.zero > 0)
+    step_gradients = 4 * copies  # DeepSpeed's optimizer copies its part to fp32
     optimizer = (moments_each + 4 * low + step_gradients) * whole / job.optimizer_shards
     return {
         "weights": (2 if low else 4) * share,

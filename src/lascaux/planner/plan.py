@@ -23,10 +23,12 @@ from lascaux.planner.machine import read_known, this_machine
 from lascaux.planner.memory import Ledger, worst_ledger
 from lascaux.planner.money import Bill, bill, experiment_factor
 from lascaux.planner.search import FITS, Candidate, first_refusal, search
-from lascaux.planner.uncertainty import Draws, Samples, shares_of_spread
+from lascaux.planner.uncertainty import Draws, Samples, normal_cdf, shares_of_spread
 from lascaux.planner.work import StepSeconds, step_seconds
 
 OWN_STACKS = ("lascaux", UNKNOWN)
+BATCH_TOLERANCE = 0.05
+"""how far a batch is rounded where no layout divides it"""
 SAME_WORK_LN_SD = 0.045
 """between two measurements of one model on one machine, whose speed drifts"""
 SAME_RUNS, OTHER_RUNS = 4, 8
@@ -109,6 +111,10 @@ def make_plan(config: Config, device: Device | None = None) -> Plan:
         device = share_of(device, devices)
     if devices > 1 and not has_layout(config):
         candidates = search(config, device, devices, precision, constants, fits)
+        if not candidates and first_refusal(config, device, devices, precision):
+            candidates = search(
+                config, device, devices, precision, constants, fits, BATCH_TOLERANCE
+            )
         if not candidates:
             raise ConfigError(explain_no_layout(config, device, devices, precision))
         return price(candidates[0].job, table, draws, candidates, searched=True)
@@ -139,7 +145,8 @@ def price(
     memory = memory_draws(job, ledger, table, draws)
     parts = step_seconds(job, table.constants(job.device))
     slowness = speed.sd * draws.student4("speed")
-    steps = parts.total * np.exp(speed.mean + slowness)
+    seconds = with_slow_network(job, table, parts, draws)
+    steps = seconds * np.exp(speed.mean + slowness)
     steps = np.maximum(steps, least_step_seconds(job))
     hours = goodput(job, steps, draws)
     account = bill(
@@ -160,6 +167,19 @@ def price(
         draws=draws,
         speed_source=speed_source,
     )
+
+
+def with_slow_network(job: Job, table: Fitted, parts: StepSeconds, draws: Draws) -> Samples | float:
+    """Seconds of the formulas; in half of the draws collectives use fewer network cards.
+
+    Down to one for each device, as DeepSpeed's did in 2021, where others used all of a node.
+    """
+    one_card = replace(table.constants(job.device), networks_share=0.0)
+    slow = step_seconds(job, one_card).total
+    if slow < 1.01 * parts.total:
+        return parts.total
+    share = np.maximum(0.0, 2 * normal_cdf(draws.normal("network")) - 1)
+    return parts.total + (slow - parts.total) * share
 
 
 def least_step_seconds(job: Job) -> float:
@@ -257,7 +277,9 @@ def resolve_precision(config: Config, device: Device) -> str:
 
 
 def has_layout(config: Config) -> bool:
-    """Whether the configuration says how to split the model."""
+    """Whether the configuration says how to split the model; a ZeRO stage alone shards it all."""
+    if config.plan.zero is not None:
+        return True
     parallel = config.parallel
     sizes = (parallel.dp_replicate, parallel.tp, parallel.cp, parallel.ep, parallel.pp)
     staged = parallel.virtual_pp > 1 or parallel.schedule != "1f1b"

@@ -4,7 +4,6 @@ Every combination that `parallel.layout` allows is priced with the same ledger a
 as the plan itself; nothing is tried out.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from lascaux.config.schema import Config, ParallelConfig
 from lascaux.errors import ConfigError
 from lascaux.parallel.layout import Layout
 from lascaux.planner.devices import Device
-from lascaux.planner.job import Job, make_job
+from lascaux.planner.job import Job, make_job, padded
 from lascaux.planner.memory import Ledger, worst_ledger
 from lascaux.planner.work import Constants, StepSeconds, step_seconds
 
@@ -20,7 +19,6 @@ FITS = 0.98
 """least probability with which a layout has to fit"""
 MOST_MICROBATCH_TOKENS = 65_536
 MOST_TENSOR_PARALLEL = 8
-VOCABULARY_MULTIPLE = 128
 LONG_SEQUENCE = 16_384
 
 
@@ -41,6 +39,7 @@ def search(
     precision: str,
     constants: Constants,
     fits: Callable[[Job, Ledger], float],
+    batch_tolerance: float = 0.0,
 ) -> list[Candidate]:
     """Every layout that fits with probability `FITS`, the fastest first.
 
@@ -48,7 +47,7 @@ def search(
     """
     best: dict[Layout, Candidate] = {}
     for layout in layouts(config, device, devices):
-        for job in jobs_on(config, device, layout, precision):
+        for job in jobs_on(config, device, layout, precision, batch_tolerance):
             _, ledger = worst_ledger(job)
             if ledger.total > device.memory_bytes:
                 continue
@@ -90,26 +89,32 @@ def layouts(config: Config, device: Device, devices: int) -> Iterator[Layout]:
                         )
 
 
-def jobs_on(config: Config, device: Device, layout: Layout, precision: str) -> Iterator[Job]:
+def jobs_on(
+    config: Config, device: Device, layout: Layout, precision: str, batch_tolerance: float = 0.0
+) -> Iterator[Job]:
     """Micro-batches and recomputation on one layout, as far as its rules allow.
 
-    A vocabulary that tp does not divide is filled up, as `model.padded_vocab_size` does it.
+    A vocabulary that tp does not divide is filled up; a batch that does not divide over data
+    parallelism is rounded within `batch_tolerance`, a fraction of it.
     """
     train, seq_len = config.train, config.train.seq_len
-    model = config.model
-    if model.vocab_rows % layout.tp:
-        multiple = layout.tp * VOCABULARY_MULTIPLE // math.gcd(layout.tp, VOCABULARY_MULTIPLE)
-        model = replace(model, padded_vocab_size=-(-model.vocab_rows // multiple) * multiple)
-    seqs = train.batch_tokens // seq_len
+    model, asked = padded(config.model, layout.tp), train.batch_tokens // seq_len
     for microbatch in _powers_of_two(max(1, MOST_MICROBATCH_TOKENS // seq_len)):
-        if seqs % (microbatch * layout.data_parallel):
+        whole = microbatch * layout.data_parallel
+        seqs = max(1, round(asked / whole)) * whole
+        if abs(seqs - asked) > batch_tolerance * asked:
             break
         stated = config.plan.recompute != "as_trained"
         for recompute in (train.recompute,) if stated else ("none", "block"):
             changed = replace(
                 config,
                 model=model,
-                train=replace(train, microbatch_seqs=microbatch, recompute=recompute),
+                train=replace(
+                    train,
+                    microbatch_seqs=microbatch,
+                    recompute=recompute,
+                    batch_tokens=seqs * seq_len,
+                ),
                 parallel=parallel_settings(config, layout),
             )
             try:

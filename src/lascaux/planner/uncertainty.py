@@ -72,7 +72,7 @@ class Draws:
 
         By its closed quantile function (Shaw 2006, section 2.2).
         """
-        p = np.clip(_normal_cdf(self.normal(name)), 1e-12, 1 - 1e-12)
+        p = np.clip(normal_cdf(self.normal(name)), 1e-12, 1 - 1e-12)
         alpha = 4 * p * (1 - p)
         q = np.cos(np.arccos(np.sqrt(alpha)) / 3) / np.sqrt(alpha)
         return np.sign(p - 0.5) * 2 * np.sqrt(np.maximum(q - 1, 0))
@@ -87,7 +87,8 @@ class Draws:
         return self.lognormal(name, math.sqrt(low * high), ln_sd)
 
 
-def _normal_cdf(z: Samples) -> Samples:
+def normal_cdf(z: Samples) -> Samples:
+    """Distribution function of the standard normal."""
     return np.array([NormalDist().cdf(float(each)) for each in z])
 
 
