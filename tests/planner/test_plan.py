@@ -447,8 +447,12 @@ def test_a_batch_that_nothing_divides_is_rounded_and_said(cli: Any) -> None:
         "--device",
         "A100-80GB-SXM",
         "--devices=64",
-        "--train.batch_tokens=3999744",
-        "--train.microbatch_seqs=1",
+        *BATCH,
     )
     stated = next(s for s in found["layout"]["settings"] if "batch_tokens" in s)
+    text = cli("plan", "llama-7b", "--device=A100-80GB-SXM", "--devices=64", *BATCH).out
+    assert "the batch of 3,999,744 tokens is rounded to" in " ".join(text.split())
     assert 0.95 * 3999744 <= int(stated.split("=")[1]) <= 1.05 * 3999744
+
+
+BATCH = ("--train.batch_tokens=3999744", "--train.microbatch_seqs=1")

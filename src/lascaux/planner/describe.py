@@ -127,6 +127,11 @@ def _head(plan: Plan) -> Text:
             f"the fastest of {len(plan.candidates)} layouts that fit with 98 %: axes, micro-batch "
             "and recomputation are chosen here"
         )
+    if plan.asked_batch_tokens != train.batch_tokens:
+        lines.append(
+            f"the batch of {plan.asked_batch_tokens:,} tokens is rounded to {train.batch_tokens:,} "
+            "to divide over the devices"
+        )
     return Text("\n".join(lines))
 
 

@@ -28,7 +28,9 @@ from lascaux.planner.work import StepSeconds, step_seconds
 
 OWN_STACKS = ("lascaux", UNKNOWN)
 BATCH_TOLERANCE = 0.05
-"""how far a batch is rounded where no layout divides it"""
+"""how far a batch is rounded that hardly any data parallelism divides"""
+SPLIT_ANYWAY = 8
+"""devices that tensor or pipeline parallelism usually takes"""
 SAME_WORK_LN_SD = 0.045
 """between two measurements of one model on one machine, whose speed drifts"""
 SAME_RUNS, OTHER_RUNS = 4, 8
@@ -53,6 +55,8 @@ class Plan:
     project_factor: Samples
     draws: Draws
     speed_source: str
+    asked_batch_tokens: int
+    """before it was rounded to divide over the devices"""
 
     @property
     def fits_probability(self) -> float:
@@ -110,14 +114,14 @@ def make_plan(config: Config, device: Device | None = None) -> Plan:
     if device.vendor == "CPU" and devices > 1:
         device = share_of(device, devices)
     if devices > 1 and not has_layout(config):
-        candidates = search(config, device, devices, precision, constants, fits)
-        if not candidates and first_refusal(config, device, devices, precision):
-            candidates = search(
-                config, device, devices, precision, constants, fits, BATCH_TOLERANCE
-            )
+        seqs = config.train.batch_tokens // config.train.seq_len
+        odd = seqs % max(1, devices // SPLIT_ANYWAY) != 0  # nothing much divides it
+        tolerance = BATCH_TOLERANCE if odd else 0.0
+        candidates = search(config, device, devices, precision, constants, fits, tolerance)
         if not candidates:
             raise ConfigError(explain_no_layout(config, device, devices, precision))
-        return price(candidates[0].job, table, draws, candidates, searched=True)
+        plan = price(candidates[0].job, table, draws, candidates, searched=True)
+        return replace(plan, asked_batch_tokens=config.train.batch_tokens)
     job = make_job(config, device, explicit_layout(config, devices), precision)
     plan = price(job, table, draws, [], searched=False)
     if plan.fits_probability >= FITS:
@@ -166,6 +170,7 @@ def price(
         project_factor=experiment_factor(config.plan, draws),
         draws=draws,
         speed_source=speed_source,
+        asked_batch_tokens=config.train.batch_tokens,
     )
 
 

@@ -61,9 +61,14 @@ def search(
                 fits_probability=probability,
             )
             known = best.get(layout)
-            if known is None or found.seconds.total < known.seconds.total:
+            if known is None or seconds_per_token(found) < seconds_per_token(known):
                 best[layout] = found
-    return sorted(best.values(), key=lambda candidate: candidate.seconds.total)
+    return sorted(best.values(), key=seconds_per_token)
+
+
+def seconds_per_token(candidate: Candidate) -> float:
+    """What layouts are ranked by: batches may differ where they were rounded."""
+    return candidate.seconds.total / candidate.job.config.train.batch_tokens
 
 
 def layouts(config: Config, device: Device, devices: int) -> Iterator[Layout]:
