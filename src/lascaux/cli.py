@@ -203,6 +203,20 @@ def add_reading_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     upcycle.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
     upcycle.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new run")
 
+    importing = add(
+        "import",
+        commands.import_command,
+        "make a run of a Hugging Face folder",
+        [section for section in ALL_SECTIONS if section not in ("model", "tokenizer")],
+    )
+    importing.add_argument("source", type=Path, metavar="HF_DIR")
+    importing.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new run")
+
+    exporting = add("export", commands.export_command, "write a run as a Hugging Face folder")
+    exporting.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
+    exporting.add_argument("--out", type=Path, required=True, metavar="HF_DIR", help="a new folder")
+    exporting.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+
     generate = add("generate", commands.generate_command, "continue a prompt", ("generate",))
     generate.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
     generate.add_argument("--prompt", default="", metavar="TEXT")

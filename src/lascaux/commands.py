@@ -191,6 +191,25 @@ def upcycle_command(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def import_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux import`."""
+    from lascaux.exchange.importing import describe_import, import_folder
+
+    found = import_folder(options.source, options.out, stderr_console(), flags)
+    print_json(dataclasses.asdict(found)) if options.json else print(describe_import(found))
+    return 0
+
+
+def export_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux export`."""
+    from lascaux.exchange.exporting import describe_export, export_folder
+
+    refuse_flags(flags, "export")
+    found = export_folder(options.source, options.out, stderr_console(), options.dtype)
+    print_json(dataclasses.asdict(found)) if options.json else print(describe_export(found))
+    return 0
+
+
 def report_command(options: argparse.Namespace, flags: list[str]) -> int:
     """`lascaux report`."""
     from lascaux.report.html import write_report

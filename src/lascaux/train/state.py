@@ -175,6 +175,10 @@ def restore(run: Run) -> None:
         run.note("start", run.machine.device_name)
         return
     manifest = read_manifest(path)
+    if "imported" in manifest.state and manifest.state["data_identity"] is None:
+        load_weights(run, path)
+        run.note("start", f"{run.machine.device_name}, from weights imported into {path}")
+        return
     if manifest.state["data_identity"] != run.data.identity:
         raise CheckpointError(
             f"the data has changed since {path} was saved: identity "

@@ -21,10 +21,21 @@ def verify_all(run: Path) -> list[Finding]:
     config = saved_config(run)
     if (run / "data").exists():
         folders = [run / "data"]
+    elif not trained(run):
+        folders = []
     else:
         folders = [Path(source.path).expanduser() for source in config.data.sources]
     findings = verify_run(run) + [verify_data(folder) for folder in folders]
     return [*findings, verify_tokenizer(run)]
+
+
+def trained(run: Path) -> bool:
+    """Whether the newest checkpoint has seen data; imported weights have not."""
+    checkpoints = list_checkpoints(run / "checkpoints")
+    try:
+        return not checkpoints or read_manifest(checkpoints[0]).state["data_identity"] is not None
+    except CheckpointError:
+        return True
 
 
 def verify_tokenizer(run: Path) -> Finding:
