@@ -27,6 +27,24 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return plain, flags
 
 
+def read_count(text: str) -> int:
+    """A whole number as people write it: 1000, 1_000, 1,000, 1e12, 300B, 1.5T.
+
+    Raises: argparse.ArgumentTypeError for anything else.
+    """
+    plain = text.replace(",", "").replace("_", "").strip()
+    power = {"k": 3, "m": 6, "b": 9, "t": 12}.get(plain[-1:].lower())
+    try:
+        count = float(plain[:-1]) * 10**power if power else float(plain)
+        if count != round(count):
+            raise ValueError
+        return round(count)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no whole number; write 1000000, 1e6, 1M or 300B"
+        ) from None
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that says what is wrong in one line and suggests the nearest word."""
 

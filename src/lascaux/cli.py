@@ -17,7 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 from lascaux import commands
-from lascaux.arguments import Parser, add_command, split_flags
+from lascaux.arguments import Parser, add_command, read_count, split_flags
 from lascaux.config.schema import Config
 from lascaux.errors import LascauxError, ProcessLost, TrainingStopped
 from lascaux.parallel.runtime import let_waiting_threads_sleep, this_process
@@ -174,8 +174,8 @@ def add_weighing_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "replicate SYSTEM, capability",
     )
     plan.add_argument("--device", metavar="ID", help="as `lascaux plan devices` lists them")
-    plan.add_argument("--devices", type=int, metavar="N", help="how many; axes are chosen")
-    plan.add_argument("--tokens", type=int, metavar="T", help="tokens to train on")
+    plan.add_argument("--devices", type=read_count, metavar="N", help="how many; axes are chosen")
+    plan.add_argument("--tokens", type=read_count, metavar="T", help="tokens to train on")
     plan.add_argument("--why", action="store_true", help="the parts and sources of every figure")
     plan.add_argument("--probe", action="store_true", help="measure this machine first")
     plan.add_argument("--out", type=Path, metavar="FILE.toml", help="write what `train` runs")

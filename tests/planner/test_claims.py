@@ -500,17 +500,29 @@ def test_table_is_aligned_and_impossible_lines_come_first():
     claim = read_claim("llmc-gpt3-125m-as-printed")
     lines = describe_claim(claim, check_claim(claim)).splitlines()
     assert lines[0].startswith("llmc-gpt3-125m-as-printed: 300 B tokens, 8 x A100-80GB-SXM")
-    column = lines[1].index("quantity")
-    assert lines[2].startswith("impossible") and lines[2][column:].startswith("mfu")
-    assert "135.5 %" in lines[2]
-    ranked = [line[:column].strip() for line in lines[2:-1]]
+    assert lines[1] == "it cannot be as it is stated"
+    head, rows = lines[2], lines[3:]
+    column = head.index("quantity")
+    assert rows[0].startswith("impossible") and rows[0][column:].startswith("mfu")
+    assert "135.5 %" in rows[0]
+    ranked = [line[:column].strip() for line in rows]
     assert ranked == sorted(
         ranked,
         key=["impossible", "differs", "unknown convention", "agrees", "follows"].index,
     )
-    end = lines[1].index("recomputed") + len("recomputed")
-    assert all(line[end : end + 2] == "  " and line[end - 1] != " " for line in lines[1:-1])
-    assert lines[-1].startswith("2 impossible")
+    end = head.index("recomputed") + len("recomputed")
+    assert all(line[end : end + 2] == "  " and line[end - 1] != " " for line in lines[2:])
+
+
+def test_a_claim_that_holds_together_is_set_beside_what_others_reached():
+    flags = ["--claim.tokens=2e12", "--claim.device_hours=184320", "--claim.device=A100-80GB-SXM"]
+    ordinary, slow = (
+        read_claim("llama-7b", flags),
+        read_claim("llama-7b", ["--claim.tokens=2e11", *flags[1:]]),
+    )
+    text = describe_claim(ordinary, check_claim(ordinary)).splitlines()[1]
+    assert text.startswith("nothing in it contradicts itself; 41.") and "an ordinary figure" in text
+    assert "an unusual figure" in describe_claim(slow, check_claim(slow))
 
 
 def test_nothing_to_find_is_said():

@@ -23,6 +23,7 @@ from lascaux.config.load import (
 )
 from lascaux.config.schema import ModelConfig
 from lascaux.errors import ConfigError, suggest
+from lascaux.planner.claim_words import in_words
 from lascaux.planner.devices import find_device
 from lascaux.planner.job import Recompute
 from lascaux.planner.runs import PublishedRun, find_run, published_runs
@@ -253,7 +254,10 @@ def read_claim(target: str | None, flags: Sequence[str] = ()) -> Claim:
         if leaf == "model":
             raise ConfigError(f"{setting.origin}: the model is 'preset' or a table [model]")
         if leaf not in hints:
-            raise ConfigError(f"{setting.origin}: unknown key '{leaf}'{_near(leaf)}")
+            known = ", ".join(field.name for field in fields(Claim))
+            raise ConfigError(
+                f"{setting.origin}: unknown key '{leaf}'{_near(leaf)}\nknown: {known}"
+            )
         value = str(setting.value) if leaf == "price_date" else setting.value
         values[leaf] = convert(value, hints[leaf], leaf, setting.origin)
     if not values.keys() - {"name"}:
@@ -343,7 +347,7 @@ UNITS = {
 
 def describe_claim(claim: Claim, findings: Sequence[Finding]) -> str:
     """A table with one finding a line, what cannot be first."""
-    order = list(typing.get_args(Verdict))
+    order = typing.get_args(Verdict)
     ranked = sorted(findings, key=lambda each: order.index(each.verdict))
     rows = [("verdict", "quantity", "stated", "recomputed", "how")]
     for each in ranked:
@@ -359,8 +363,7 @@ def describe_claim(claim: Claim, findings: Sequence[Finding]) -> str:
         f"{row[3]:>{widths[3]}}  {row[4]}"
         for row in rows
     ]
-    summary = ", ".join(f"{count} {verdict}" for verdict, count in _count(findings).items())
-    return "\n".join([_headline(claim), *lines, summary])
+    return "\n".join([_headline(claim), in_words(findings), *lines])
 
 
 def claim_figures(claim: Claim, findings: Sequence[Finding]) -> dict[str, Any]:

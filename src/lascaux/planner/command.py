@@ -7,7 +7,8 @@ from typing import Any
 
 from lascaux.config.load import load_config, preset_names, to_toml
 from lascaux.errors import ConfigError, suggest
-from lascaux.planner.devices import device_rows
+from lascaux.planner.devices import device_rows, find_device
+from lascaux.planner.money import price_row
 from lascaux.planner.plan import Plan, make_plan
 
 Answer = tuple[dict[str, Any], Callable[[], None]]
@@ -24,9 +25,12 @@ def answer(options: argparse.Namespace, flags: Sequence[str]) -> Answer:
         case ["devices"]:
             return list_devices()
         case ["scorecard"]:
+            from rich.console import Console
+
             from lascaux.planner.scorecard import describe_scorecard, score, scorecard_figures
 
-            found = score()
+            with Console(stderr=True).status("predicting every run without it, half a minute"):
+                found = score()
             return scorecard_figures(found), lambda: print(describe_scorecard(found))
         case ["check", *rest]:
             return check(rest, flags)
@@ -124,7 +128,9 @@ def list_devices() -> Answer:
             for precision in ("bf16", "fp16", "fp32")
             if (key := f"{precision}_tflops") in row
         )
-        + f" TFLOP/s  {row['memory_gb']} GB  {row.get('bandwidth_tb_s', '?')} TB/s"
+        + f" TFLOP/s  {row['memory_gb']} GB  {row.get('bandwidth_tb_s', '?')} TB/s  "
+        + (f"{price['on_demand_median']:g} $/h ({price['year']})" if price else "no price known")
         for row in rows
+        for price in [price_row(find_device(row["id"]), None)]
     ]
     return {"devices": rows}, lambda: print("\n".join(shown))

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lascaux.planner.figures import driven, sources, train_settings, unexplained, utilization
+from lascaux.planner.machine import is_busy
 from lascaux.planner.plan import Plan
 from lascaux.planner.uncertainty import Samples, interval_of
 from lascaux.units import (
@@ -34,7 +35,6 @@ WORDS = {
     "grid": "the grid",
 }
 REMEDIES = {
-    "speed": "--probe on that hardware, or --plan.stack",
     "failures": "--plan.device_hours_between_failures from your operator",
     "price": "an offer: --plan.price_usd_per_device_hour and --plan.price_date",
     "power": "--plan.power_watts, measured",
@@ -116,7 +116,7 @@ def _head(plan: Plan) -> Text:
         device = "this machine" if job.devices == 1 else "processes of this machine"
     lines = [
         f"{parameters} · {format_count(job.tokens)} tokens in {job.num_steps:,} steps of "
-        f"{format_count(train.batch_tokens)} · {plan.training_flops:.3g} FLOPs (6N + 12LdT)",
+        f"{format_count(train.batch_tokens)} · {plan.training_flops:.3g} FLOPs",
         f"{job.devices:,} x {device} · {job.layout.describe()} · micro-batch "
         f"{train.microbatch_seqs} x {train.seq_len:,} · "
         f"{kept.get(job.recompute, 'attention recomputed')} · {job.precision}"
@@ -127,12 +127,40 @@ def _head(plan: Plan) -> Text:
             f"the fastest of {len(plan.candidates)} layouts that fit with 98 %: axes, micro-batch "
             "and recomputation are chosen here"
         )
+    if job.device.vendor == "CPU" and is_busy():
+        lines.append("this machine is busy: plan again, or with --probe, when it is idle")
     if plan.asked_batch_tokens != train.batch_tokens:
         lines.append(
             f"the batch of {plan.asked_batch_tokens:,} tokens is rounded to {train.batch_tokens:,} "
             "to divide over the devices"
         )
-    return Text("\n".join(lines))
+    head = Text("\n".join([*lines, ""]))
+    if plan.fits_probability < 0.5:
+        advice = "" if plan.candidates else f"; try {_larger(plan)}"
+        head.append(f"it does not fit{advice}", style="bold red")
+    else:
+        head.append(_summary(plan), style="bold")
+    return head
+
+
+def _summary(plan: Plan) -> str:
+    """Time and money in a line, in the middle and to be safe."""
+    hours = interval_of(3600 * plan.goodput.wall_hours)
+    middle, safe = format_in(TIME, hours.p50), format_in(TIME, hours.p95)
+    on_demand = plan.bill.cost_usd["on_demand"]
+    if on_demand is not None:
+        dollars = interval_of(on_demand)
+        middle += f" and {format_in(USD, dollars.p50)}"
+        safe += f" and {format_in(USD, dollars.p95)}"
+    return f"about {middle}; to be safe reckon with {safe}"
+
+
+def _larger(plan: Plan) -> str:
+    """What would have room."""
+    if plan.job.device.vendor == "CPU":
+        return "a larger machine (--device)"
+    needed = plan.ledger.total * plan.job.devices / plan.job.device.memory_bytes
+    return f"--devices {2 ** math.ceil(math.log2(max(2.0, 1.3 * needed)))}, without --parallel.…"
 
 
 def _table(plan: Plan, wide: bool) -> list[RenderableType]:
@@ -215,7 +243,7 @@ def _widths(plan: Plan) -> list[Text]:
             if share >= LEAST_SHARE
         ]
         label = {"wall_hours": "width of the time: ", "cost_usd": "width of the price:"}[name]
-        remedy = REMEDIES.get(next(iter(found), ""))
+        remedy = _remedy(plan, next(iter(found), ""))
         narrower = f" (narrower with {remedy})" if remedy else ""
         lines.append(Text(f"{label} {', '.join(shares)}{narrower}"))
     configured = plan.job.config.checkpoint.every_steps
@@ -233,8 +261,23 @@ def _widths(plan: Plan) -> list[Text]:
     on_demand = plan.bill.cost_usd["on_demand"]
     if budget is not None and on_demand is not None:
         kept = format_percent(float(np.mean(on_demand <= budget)))
-        lines.append(Text(f"the budget of {format_in(USD, budget)} holds with {kept}"))
+        tokens = plan.job.tokens * budget / float(np.median(on_demand))
+        lines.append(
+            Text(
+                f"the budget of {format_in(USD, budget)} is kept with {kept}; in the middle it "
+                f"buys {format_count(tokens)} tokens"
+            )
+        )
     return lines
+
+
+def _remedy(plan: Plan, factor: str) -> str | None:
+    """What would make the widest factor narrower, if anything is left to do."""
+    if factor != "speed":
+        return REMEDIES.get(factor)
+    if plan.job.config.plan.device is not None:
+        return "--plan.stack, or a run on that hardware"
+    return None if "this model" in plan.speed_source else "--probe"
 
 
 def _unknown(plan: Plan) -> list[str]:
@@ -251,11 +294,6 @@ def _unknown(plan: Plan) -> list[str]:
             lines.append(f"energy and dollars of a machine of your own: {' and '.join(flags)}")
     else:
         lines += [f"not known: {words}" for words in dict.fromkeys(missing.values())]
-    if plan.fits_probability < 0.5 and not plan.candidates:
-        needed = plan.ledger.total * plan.job.devices / plan.job.device.memory_bytes
-        devices = 2 ** math.ceil(math.log2(max(2.0, 1.3 * needed)))
-        hint = "a larger machine (--device)" if plan.job.device.vendor == "CPU" else ""
-        lines.append(f"it does not fit; try {hint or f'--devices {devices} without axes'}")
     return lines
 
 

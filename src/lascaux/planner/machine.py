@@ -22,7 +22,9 @@ from lascaux.parallel.runtime import cache_folder
 from lascaux.planner.devices import Device, device_rows, find_device, processor
 
 PRODUCT_SIDE = 1024
-PRODUCT_SECONDS = 0.12
+PRODUCT_SECONDS = 0.25
+BUSY_LOAD_PER_CORE = 0.4
+"""waiting processes for each core, above which what is measured is not what the machine can do"""
 BF16_SPEEDUP = {"amx_bf16": 8.0, "avx512_bf16": 4.0}
 """over fp32, by the processor's flag; of the second we measured 4.4"""
 COPY_BYTES = 1 << 26
@@ -86,6 +88,15 @@ def this_machine() -> Device:
         source="a product and a copy by numpy, measured now; bf16 by the processor's flags",
         assumed=("bf16 rate", "power_watts"),
     )
+
+
+def is_busy() -> bool:
+    """Whether other processes have kept the cores of this machine busy in the last minute."""
+    try:
+        load = os.getloadavg()[0]
+    except OSError:
+        return False
+    return load > BUSY_LOAD_PER_CORE * len(os.sched_getaffinity(0))
 
 
 def known_path() -> Path:

@@ -22,8 +22,13 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 PLANNED, ACTUAL = "#2f8f98", "#c7752d"
-LEAST_SHARE, LEAST_LABELLED = 0.015, 0.035
-WORDS = {"lost": "failures", "other": "waits", "launches": "starting kernels"}
+LEAST_SHARE, LEAST_LABELLED = 0.015, 0.06
+WORDS = {
+    "products": "matrix products",
+    "lost": "failures",
+    "other": "waits",
+    "launches": "starting kernels",
+}
 TIME_UNITS = ((1 / 60, "minutes"), (1.0, "hours"), (24.0, "days"))
 """in hours"""
 
@@ -41,7 +46,10 @@ def draw_plan(figures: Figures, path: Path) -> None:
         draw_progress(done, figures)
         for axes, title in ((memory, "worst device"), (time, "where it goes"), (done, "when")):
             axes.set_title(title, loc="left", fontsize=10)
-        figure.suptitle(f"{figures['devices']:,} x {figures['device']}, {_layout(figures)}")
+        model = f"{format_count(figures['parameters']['total'])} parameters"
+        tokens = f"{format_count(figures['tokens'])} tokens"
+        devices = f"{figures['devices']:,} x {figures['device']}"
+        figure.suptitle(f"{model}, {tokens} on {devices}: {_layout(figures)}")
         try:
             figure.savefig(path)
         except (OSError, ValueError) as error:
@@ -112,7 +120,9 @@ def draw_time(axes: Axes, figures: Figures) -> None:
 
         money = axes.secondary_xaxis("top", functions=(to_usd, to_length))
         money.set_xlabel("US dollars, rented by the hour")
-        money.xaxis.set_major_formatter(FuncFormatter(lambda usd, _: format_count(usd)))
+        money.xaxis.set_major_formatter(
+            FuncFormatter(lambda usd, _: format_count(usd) if usd >= 10 else f"{usd:.2g}")
+        )
 
 
 def draw_progress(

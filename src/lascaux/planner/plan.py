@@ -19,7 +19,7 @@ from lascaux.planner.devices import Device, find_device, share_of
 from lascaux.planner.fitted import Fitted, fitted
 from lascaux.planner.goodput import Goodput, goodput
 from lascaux.planner.job import Job, as_trained, make_job
-from lascaux.planner.machine import read_known, this_machine
+from lascaux.planner.machine import is_busy, read_known, this_machine
 from lascaux.planner.memory import Ledger, worst_ledger
 from lascaux.planner.money import Bill, bill, experiment_factor
 from lascaux.planner.search import FITS, Candidate, first_refusal, search
@@ -29,10 +29,14 @@ from lascaux.planner.work import StepSeconds, step_seconds
 OWN_STACKS = ("lascaux", UNKNOWN)
 BATCH_TOLERANCE = 0.05
 """how far a batch is rounded that hardly any data parallelism divides"""
+NEAR = 32
+"""how far around a number of devices others are looked for that work"""
 SPLIT_ANYWAY = 8
 """devices that tensor or pipeline parallelism usually takes"""
 SAME_WORK_LN_SD = 0.045
 """between two measurements of one model on one machine, whose speed drifts"""
+BUSY_LN_SD = 0.3
+"""of rates measured in a moment on a machine that others use"""
 SAME_RUNS, OTHER_RUNS = 4, 8
 """the newest of which are heard"""
 
@@ -205,14 +209,16 @@ def speed_of(job: Job, table: Fitted) -> tuple[Spread, str]:
         source = f"{len(table.gpu.effects)} stacks on other hardware or of other people"
     if job.config.plan.device is not None:
         return spread, source
+    if "bf16 rate" in job.device.assumed and is_busy():
+        spread = replace(spread, sd=math.hypot(spread.sd, BUSY_LN_SD))
     calibration = table.cpu if job.device.vendor == "CPU" else table.gpu
     inside = math.hypot(calibration.shape_sd, calibration.row_sd)
     same, others = earlier(job, "ln_ratio")
     narrowed = narrow(narrow(spread, others, inside), same, SAME_WORK_LN_SD)
-    if same or others:
-        source = (
-            f"{len(same)} measurements of this model and {len(others)} of others on this machine"
-        )
+    if same:
+        source = f"{len(same)} measurements of this model on this machine"
+    elif others:
+        source = f"{len(others)} measurements of other models on this machine"
     return narrowed, source
 
 
@@ -327,7 +333,14 @@ def explain_no_layout(config: Config, device: Device, devices: int, precision: s
     """Why nothing is possible or fits, and what would help."""
     refusal = first_refusal(config, device, devices, precision)
     if refusal is not None:
-        return f"no layout of {devices} {device.id} is possible: {refusal}"
+        near = [
+            number
+            for number in range(max(1, devices - NEAR), devices + NEAR + 1)
+            if first_refusal(config, device, number, precision) is None
+        ]
+        nearest = sorted(sorted(near, key=lambda number: abs(number - devices))[:3])
+        hint = f"\nnumbers that work: {', '.join(map(str, nearest))}" if nearest else ""
+        return f"no layout of {devices} {device.id} is possible: {refusal}{hint}"
     total = count_parameters(config.model).total
     return (
         f"no layout of {devices} {device.id} was found that fits with {100 * FITS:g} %: states of "

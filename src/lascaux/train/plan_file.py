@@ -20,6 +20,7 @@ from lascaux.planner.machine import (
     Outcome,
     copy_rate,
     gpu_device,
+    is_busy,
     note_outcome,
     note_rates,
     read_known,
@@ -157,6 +158,8 @@ def _compare(figures: dict[str, Any]) -> str:
     memory = figures["memory"]["per_device_bytes"]
     words = {True: "inside", False: "outside"}
     inside = outcome["inside_90"]
+    if outcome["training_seconds"] > planned["p95"] and is_busy():
+        words[False] = "outside: other processes keep the cores busy"
     return (
         f"{format_duration(outcome['training_seconds'])} of training, planned "
         f"{format_duration(planned['p5'])} to {format_duration(planned['p95'])} "
