@@ -57,7 +57,7 @@ def bill(
     costs: dict[str, Samples | None] = dict.fromkeys(LEDGERS)
     if price is not None:
         costs["on_demand"] = device_hours * price
-        discount = draws.lognormal90("commitment", 0.36, 0.51)  # 1 - discounts of 0.49 to 0.64
+        discount = draws.lognormal90("commitment", *_share_left_after_commitment())
         costs["committed"] = device_hours * price * discount
         sources["committed"] = "three years: 0.49 to 0.64 less, Epoch AI, 2024"
     if value is not None:
@@ -68,6 +68,14 @@ def bill(
             costs["amortised"] = costs["amortised"] + energy * electricity
         costs["purchase"] = devices * purchase
     return Bill(energy_kwh=energy, co2_kg=co2, cost_usd=costs, missing=missing, sources=sources)
+
+
+def _share_left_after_commitment() -> tuple[float, float]:
+    """Of the price by the hour, with three years' commitment: least and most over the providers."""
+    discounts = [
+        each["three_years"] for each in read_facts("costs")["commitment_discount"].values()
+    ]
+    return 1 - max(discounts), 1 - min(discounts)
 
 
 def _energy(
@@ -198,7 +206,8 @@ def _hardware_value(
     sources["server"] = row["source"]
     kind = "tpu_price" if device.vendor == "Google" else "gpu_price"
     spread = costs["interval90"][kind]
-    rate = draws.lognormal90("decline", 0.10, 0.18)
+    decline = costs["interval90"]["price_performance_oom_per_year"]
+    rate = draws.lognormal90("decline", decline["low"], decline["high"])
     used_in = plan.year or _price_year(device) or row["year"] + 1
     age = max(0.0, used_in - row["year"])
     new = row["usd_per_device"] / (1 - costs["interconnect_share_of_cluster"])

@@ -1,6 +1,6 @@
 """`lascaux plan deploy`, `replicate` and `capability`: from a configuration to their answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lascaux.config.schema import Config
@@ -14,6 +14,7 @@ from lascaux.planner.capability import (
     describe_capability,
     fact_interval,
 )
+from lascaux.planner.command import Answer
 from lascaux.planner.deployment import (
     break_even_day,
     deployment_figures,
@@ -34,7 +35,6 @@ from lascaux.planner.replication import (
 from lascaux.planner.serving import scenario_traffic, size_of_model, steady_traffic
 from lascaux.planner.uncertainty import Draws
 
-Answer = tuple[dict[str, Any], Callable[[], None]]
 STARTS = {"gpt-3": ("gpt3-final-run-usd", 2020), "opt-175b": ("opt175b-final-run-usd", 2022)}
 
 
