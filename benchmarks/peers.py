@@ -36,9 +36,10 @@ from lascaux.model.accounting import flops_per_token
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import build_optimizers
+from lascaux.parallel.hardware import measure_matmul_peak, usable_cores
 from lascaux.parallel.layout import Layout
 from lascaux.parallel.world import World
-from lascaux.train.machine import cpu_name, keep_freed_memory, measure_matmul_peak, usable_cores
+from lascaux.train.machine import cpu_name, keep_freed_memory
 from lascaux.train.precision import WorkingCopy
 from lascaux.train.step import split_batch, train_step
 

@@ -221,6 +221,15 @@ def add_reading_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     generate.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
     generate.add_argument("--prompt", default="", metavar="TEXT")
 
+    serve = add(
+        "serve",
+        commands.serve_command,
+        "answer requests in OpenAI's wire format, with a playground",
+        ("serve", "generate"),
+    )
+    serve.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
+    serve.add_argument("--port", type=int, metavar="P", help="default: 8000; 0: any free one")
+
     report = add("report", commands.report_command, "write RUN/report.html")
     report.add_argument("source", type=Path, metavar="RUN")
 

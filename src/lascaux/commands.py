@@ -20,7 +20,7 @@ from lascaux.config.load import (
     to_toml,
 )
 from lascaux.config.schema import SourceConfig
-from lascaux.errors import ConfigError
+from lascaux.errors import ConfigError, LascauxError
 from lascaux.parallel.runtime import this_process
 
 if TYPE_CHECKING:
@@ -89,33 +89,51 @@ def prepare_command(options: argparse.Namespace, flags: list[str]) -> int:
 
 def generate_command(options: argparse.Namespace, flags: list[str]) -> int:
     """`lascaux generate`: text to stdout as it is made."""
-    from lascaux.generate.engine import generate
+    from lascaux.generate.continuation import generate
     from lascaux.generate.load import load_for_generation
 
     loaded = load_for_generation(options.source, flags)
-    stream = generate(
-        loaded.model, loaded.tokenizer, options.prompt, loaded.settings, device=loaded.device
-    )
     pieces = []
+    stream = generate(loaded, options.prompt, loaded.settings)
     if not options.json:
         print(options.prompt, end="", flush=True)
     for piece in stream:
         pieces.append(piece)
         if not options.json:
             print(piece.text, end="", flush=True)
-    last = pieces[-1]
+    outcome = pieces[-1].outcome
+    if outcome.error is not None:
+        raise LascauxError(outcome.error)
     if options.json:
-        text = "".join(piece.text for piece in pieces)
+        seconds = outcome.prompt_seconds + outcome.drawing_seconds
         figures = {
             "prompt": options.prompt,
-            "text": text,
-            "finish_reason": last.finish_reason,
-            "tokens": last.num_tokens,
-            "tokens_per_second": last.tokens_per_second,
+            "text": "".join(piece.text for piece in pieces),
+            "finish_reason": outcome.finish_reason,
+            "prompt_tokens": outcome.prompt_tokens,
+            "tokens": outcome.drawn_tokens,
+            "tokens_per_second": outcome.drawn_tokens / seconds,
+            "weights": loaded.precision,
+            "drafted_tokens": outcome.drafted_tokens,
+            "accepted_tokens": outcome.accepted_tokens,
         }
         print_json(figures)
     else:
         print()
+    return 0
+
+
+def serve_command(options: argparse.Namespace, flags: list[str]) -> int:
+    """`lascaux serve`; with --json the figures of the start go to stdout once it is ready."""
+    from lascaux.serve.run import serve
+
+    def report(figures: dict[str, object]) -> None:
+        print(json.dumps(figures), flush=True)
+
+    if options.json:
+        serve(options.source, flags, stderr_console(), port=options.port, report=report)
+    else:
+        serve(options.source, flags, stderr_console(), port=options.port)
     return 0
 
 

@@ -46,9 +46,14 @@ def test_functions_stay_short() -> None:
     assert long == set()
 
 
-def test_environment_variables_are_read_in_one_place_and_pickle_nowhere() -> None:
+def test_environment_variables_and_pickles_are_read_in_one_place() -> None:
     for path in SOURCES:
         text = path.read_text()
+        if str(path).endswith("exchange/pickled.py"):  # other people's weights, without code
+            calls = re.findall(r"torch\.load\(.*\)", text)
+            assert calls and all("weights_only=True" in call for call in calls)
+            assert text.count("torch.load") == len(calls) and "pickle.load" not in text
+            text = text.replace("torch.load", "").replace("import pickle", "")
         for word in ("import pickle", "torch.load", "torch.save"):
             assert word not in text, f"{path}: {word}"
         if not str(path).endswith("parallel/runtime.py"):

@@ -198,10 +198,10 @@ BAD_FILES: dict[str, tuple[Change, str]] = {
         tensors(lambda t: t.update({"model.norm.weight": torch.ones(WIDTH, dtype=torch.int32)})),
         "'model.norm.weight' is I32",
     ),
-    "no weights": (lambda s: (s / "model.safetensors").unlink(), "has neither model.safetensors"),
+    "no weights": (lambda s: (s / "model.safetensors").unlink(), "has none of model.safetensors"),
     "pickled weights": (
         lambda s: (s / "model.safetensors").rename(s / "pytorch_model.bin"),
-        "is pickled and could run code; convert it",
+        "pytorch_model.bin has more than tensors",
     ),
     "an index that climbs out": (
         index(EVERYTHING | {"lm_head.weight": "../a.safetensors"}),

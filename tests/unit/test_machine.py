@@ -10,17 +10,11 @@ import pytest
 import torch
 
 from lascaux.config.schema import TrainConfig
+from lascaux.parallel import hardware
+from lascaux.parallel.hardware import choose_precision, cpu_quota, measure_matmul_peak, usable_cores
 from lascaux.parallel.runtime import let_waiting_threads_sleep
 from lascaux.train import machine
-from lascaux.train.machine import (
-    choose_precision,
-    cpu_quota,
-    describe_choices,
-    describe_machine,
-    measure_matmul_peak,
-    prepare_device,
-    usable_cores,
-)
+from lascaux.train.machine import describe_choices, describe_machine, prepare_device
 from tests.conftest import metrics
 
 CPU = torch.device("cpu")
@@ -49,12 +43,12 @@ def test_hardware_threads_of_one_core_and_time_not_granted_count_for_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
-    monkeypatch.setattr(machine, "siblings", lambda cpu: f"{cpu % 4},{cpu % 4 + 4}")
-    monkeypatch.setattr(machine, "cpu_quota", lambda: None)
+    monkeypatch.setattr(hardware, "siblings", lambda cpu: f"{cpu % 4},{cpu % 4 + 4}")
+    monkeypatch.setattr(hardware, "cpu_quota", lambda: None)
     assert usable_cores() == 4
-    monkeypatch.setattr(machine, "cpu_quota", lambda: 2.5)
+    monkeypatch.setattr(hardware, "cpu_quota", lambda: 2.5)
     assert usable_cores() == 3
-    monkeypatch.setattr(machine, "cpu_quota", lambda: 0.2)
+    monkeypatch.setattr(hardware, "cpu_quota", lambda: 0.2)
     assert usable_cores() == 1
 
 

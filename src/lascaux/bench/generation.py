@@ -23,7 +23,7 @@ from lascaux.model.accounting import (
 )
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
-from lascaux.train.machine import memory_bytes
+from lascaux.parallel.hardware import memory_bytes
 from lascaux.units import format_bytes
 
 MOST_DECODED_TOKENS = 32

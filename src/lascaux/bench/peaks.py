@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lascaux.train.machine import measure_bandwidth, measure_matmul_peak
+from lascaux.parallel.hardware import measure_bandwidth, measure_matmul_peak
 from lascaux.train.precision import DTYPES
 
 

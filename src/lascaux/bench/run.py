@@ -12,8 +12,9 @@ from lascaux.bench.generation import GenerationSpeed, bench_generation, check_ge
 from lascaux.bench.training import WARM_UP_STEPS, TrainingSpeed, bench_training
 from lascaux.config.schema import Config
 from lascaux.errors import ConfigError
+from lascaux.parallel.hardware import choose_precision
 from lascaux.parallel.layout import Layout
-from lascaux.train.machine import choose_precision, prepare_device
+from lascaux.train.machine import prepare_device
 from lascaux.train.precision import DTYPES
 from lascaux.train.state import check_memory
 from lascaux.train.step import is_out_of_memory

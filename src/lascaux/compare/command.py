@@ -16,9 +16,10 @@ from lascaux.compare.runs import list_runs, train_runs
 from lascaux.compare.study import DEFAULT_STUDY, Study, read_study
 from lascaux.config.schema import Config, SourceConfig
 from lascaux.errors import ConfigError
+from lascaux.parallel.hardware import usable_cores
 from lascaux.parallel.runtime import this_process
 from lascaux.train.loop import open_folder
-from lascaux.train.machine import choose_device, usable_cores
+from lascaux.train.machine import choose_device
 from lascaux.train.prepare_data import open_data
 from lascaux.train.run_folder import write_atomically
 

@@ -31,7 +31,8 @@ _POSITIVE = (
     "parallel.ep parallel.pp parallel.virtual_pp parallel.timeout_seconds plan.devices "
     "plan.price_usd_per_device_hour plan.power_watts plan.pue plan.grid_kg_per_kwh "
     "plan.device_hours_between_failures plan.experiment_factor plan.staff_usd plan.budget_usd "
-    "plan.tokens_per_day plan.years_ahead"
+    "plan.tokens_per_day plan.years_ahead generate.threads generate.repetition_penalty "
+    "serve.max_streams serve.cache_tokens"
 ).split()
 _OF_EXPERTS = (
     "experts_per_token expert_d_ff num_shared_experts num_dense_layers moe_every capacity_factor "
@@ -43,7 +44,7 @@ _NOT_NEGATIVE = (
     "model.router_z_weight "
     "model.learned_position_offset train.seed optimizer.weight_decay schedule.warmup_steps "
     "checkpoint.keep evaluate.every_steps generate.temperature generate.top_k generate.seed "
-    "plan.seed"
+    "plan.seed generate.draft_tokens serve.port serve.max_waiting"
 ).split()
 _BELOW_ONE = (
     "data.valid_fraction model.router_jitter optimizer.beta1 optimizer.beta2 "

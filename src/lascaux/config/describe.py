@@ -5,7 +5,7 @@ import dataclasses
 from functools import cache
 from pathlib import Path
 
-from lascaux.config import plan_schema, schema
+from lascaux.config import plan_schema, schema, serve_schema
 from lascaux.config.load import section_class, toml_literal
 
 COLUMN = 42
@@ -14,7 +14,7 @@ COLUMN = 42
 @cache
 def field_help() -> dict[tuple[str, str], str]:
     """Help text of each (dataclass, field)."""
-    files = (schema.__file__, plan_schema.__file__)
+    files = (schema.__file__, plan_schema.__file__, serve_schema.__file__)
     source = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
     found: dict[tuple[str, str], str] = {}
     for node in ast.parse(source).body:

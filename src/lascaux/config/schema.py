@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lascaux.config.plan_schema import PlanConfig
+from lascaux.config.serve_schema import GenerateConfig, ServeConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -331,26 +332,6 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GenerateConfig:
-    """How text is drawn from the model."""
-
-    max_tokens: int = 256
-    """most tokens to generate"""
-    temperature: float = 0.8
-    """0 takes the likeliest token; higher is more varied"""
-    top_k: int = 0
-    """draw from the k likeliest tokens only; 0: all"""
-    top_p: float = 1.0
-    """draw from the fewest tokens that together reach this probability"""
-    min_p: float = 0.0
-    """leave out tokens below this fraction of the likeliest one's probability"""
-    seed: int = 0
-    """the same seed gives the same text"""
-    stop: tuple[str, ...] = ()
-    """end before any of these strings"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """The whole tree: defaults, then the preset, then the file, then the flags."""
 
@@ -364,4 +345,5 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

@@ -63,8 +63,9 @@ _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 class Tokenizer:
     """A byte-level BPE tokenizer.
 
-    Special tokens come from this program alone: their names inside a text are ordinary text, and
-    they stand for no text themselves (`token_bytes` is empty, `decode` leaves them out).
+    Special tokens come from this program alone: their names inside a text are ordinary text, but
+    for `encode_marked`, and they stand for no text themselves (`token_bytes` is empty, `decode`
+    leaves them out).
 
     Raises: DataError for a tokenizer that is not byte-level or has no end-of-text token.
     """
@@ -98,6 +99,13 @@ class Tokenizer:
         """Token ids of a text; `decode` gives the text back."""
         return self.encode_batch([text])[0]
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of a text in which the name of a special token stands for that token.
+
+        For text that this program, or whoever it trusts, has put together; not for what users type.
+        """
+        return self._marked.encode(text, add_special_tokens=False).ids
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, computed on all cores."""
         return [ids.tolist() for ids in self.encode_arrays(texts)]
@@ -128,6 +136,31 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token; none for special tokens and for ids without a token."""
         return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
+
+    def token_name(self, token_id: int) -> str:
+        """How a token is written: a special token's name, else its text.
+
+        Bytes that are no whole characters are written like <0xE2>, ids without a token <id 50300>.
+        """
+        name = self._inner.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+        if name is None:
+            return f"<id {token_id}>"
+        content = self._bytes[token_id]
+        try:
+            return content.decode("utf-8") or name
+        except UnicodeDecodeError:
+            return "".join(f"<0x{byte:02X}>" for byte in content)
+
+    def token_id(self, name: str) -> int | None:
+        """The id of a token by its name in the vocabulary, or None."""
+        return self._inner.token_to_id(name)
+
+    @cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
+        """A tokenizer of its own: the switch between the two is no argument of a call."""
+        other = tokenizers.Tokenizer.from_str(self.json)
+        other.encode_special_tokens = False
+        return other
 
     @cached_property
     def byte_lengths(self) -> NDArray[np.int32]:

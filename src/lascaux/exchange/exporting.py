@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -24,6 +23,7 @@ from lascaux.checkpoint.manifest import read_manifest
 from lascaux.checkpoint.tensor_file import ALIGNMENT, CHUNK_BYTES, DTYPE_NAMES
 from lascaux.config.load import from_tables
 from lascaux.config.schema import ModelConfig
+from lascaux.data.roles import TokenRoles, read_roles
 from lascaux.data.tokenizer import Tokenizer, load_tokenizer
 from lascaux.errors import CheckpointError
 from lascaux.exchange.choose import choose_family, write_config
@@ -31,12 +31,12 @@ from lascaux.exchange.families import Family
 from lascaux.exchange.folder import INDEX, WHOLE, bytes_progress, make_room, refuse_existing
 from lascaux.exchange.match import parameters_on_meta, table_rows
 from lascaux.exchange.rows import Row, to_theirs
+from lascaux.exchange.token_files import token_ids, token_settings
 from lascaux.generate.load import find_checkpoint, tokenizer_path
 from lascaux.units import format_bytes, format_count
 
 LARGEST_FILE_BYTES = 5_000_000_000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BEGIN_NAMES = ("<s>", "<|begin_of_text|>", "<|startoftext|>")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +80,7 @@ def export_folder(run: Path, out: Path, console: Console, dtype: str = "fp32") -
         raise CheckpointError(
             f"{tokenizer.origin} is not the tokenizer the model was trained with; restore it"
         )
+    roles = read_roles(tokenizer_path(checkpoint).parent, tokenizer)
     weights = with_zeros(load_weights(checkpoint, model), target)
     entries = list_entries(family, target)
     num_bytes = sum(_bytes(entry, DTYPES[dtype]) for entry in entries)
@@ -87,7 +88,7 @@ def export_folder(run: Path, out: Path, console: Console, dtype: str = "fp32") -
     make_room(out, num_bytes)
 
     def write(folder: Path) -> None:
-        for name, content in describe_files(family, target, tokenizer, dtype).items():
+        for name, content in describe_files(family, target, tokenizer, roles, dtype).items():
             write_file(folder / name, [content])
         if len(files) > 1:
             write_file(folder / INDEX, [encode_index(files, num_bytes)])
@@ -209,15 +210,11 @@ def encode_index(files: Mapping[str, list[Entry]], num_bytes: int) -> bytes:
 
 
 def describe_files(
-    family: Family, model: ModelConfig, tokenizer: Tokenizer, dtype: str
+    family: Family, model: ModelConfig, tokenizer: Tokenizer, roles: TokenRoles, dtype: str
 ) -> dict[str, bytes]:
     """Everything but the weights, by file name."""
-    inner = tokenizers.Tokenizer.from_str(tokenizer.json)
-    end = tokenizer.end_of_text_id
-    known = [inner.token_to_id(name) for name in BEGIN_NAMES]
-    begin = next((token for token in known if token is not None), end)
     name = str(DTYPES[dtype]).removeprefix("torch.")
-    special = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": None}
+    special = token_ids(roles, tokenizer)
     config = {
         "architectures": [family.architecture],
         "model_type": family.name,
@@ -226,18 +223,11 @@ def describe_files(
         "dtype": name,
         "torch_dtype": name,
     }
-    tokens = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": inner.id_to_token(begin),
-        "eos_token": inner.id_to_token(end),
-        "model_max_length": model.max_context,
-        "clean_up_tokenization_spaces": False,
-    }
     return {
         "config.json": _json(config),
         "generation_config.json": _json(special),
         "tokenizer.json": tokenizer.json.encode("utf-8"),
-        "tokenizer_config.json": _json(tokens),
+        "tokenizer_config.json": _json(token_settings(roles, model.max_context)),
     }
 
 

@@ -1,14 +1,14 @@
 """The tensors of a Hugging Face folder: where each one lies, read one at a time.
 
-`model.safetensors`, or the files that `model.safetensors.index.json` names. Files are mapped, not
-loaded, and checked by the safetensors library: sizes, offsets and the file's length must agree.
-Pickled weights (pytorch_model.bin) are refused: reading them can run what they contain.
+`model.safetensors`, or the files that `model.safetensors.index.json` names; without either, pickled
+weights (`pickled.py`). Files are checked by the safetensors library before a tensor is read: sizes,
+offsets and the file's length must agree.
 """
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +19,15 @@ from torch import Tensor
 
 from lascaux.checkpoint.files import shown
 from lascaux.checkpoint.save import free_space_problem
+from lascaux.checkpoint.tensor_file import DTYPES
 from lascaux.errors import CheckpointError
+from lascaux.exchange.pickled import open_pickle
 from lascaux.exchange.settings import read_json
+from lascaux.exchange.stored import Stored, open_for_reading, read_bytes
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.safetensors", re.ASCII)
-FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
-"""bytes of an element"""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor in a mapped file."""
-
-    file: Any
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    def read(self) -> Tensor:
-        """Its numbers, on the CPU."""
-        try:
-            return self.file.get_tensor(self.name)
-        except SafetensorError as error:
-            raise unreadable(self.path, error) from error
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+FILE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 
 
 def open_tensors(folder: Path, stack: ExitStack) -> dict[str, Stored]:
@@ -54,80 +37,102 @@ def open_tensors(folder: Path, stack: ExitStack) -> dict[str, Stored]:
     """
     if (folder / WHOLE).is_file():
         return open_file(folder / WHOLE, stack)
-    if not (folder / INDEX).is_file():
-        raise CheckpointError(describe_missing(folder))
-    placed = read_index(folder / INDEX)
+    if (folder / INDEX).is_file():
+        return open_indexed(folder / INDEX, ".safetensors", open_file, stack)
+    if (folder / PICKLED).is_file():
+        return open_pickle(folder / PICKLED, stack)
+    if (folder / PICKLED_INDEX).is_file():
+        return open_indexed(folder / PICKLED_INDEX, ".bin", open_pickle, stack)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no folder '{folder}'; give one with config.json and {WHOLE}, or a .gguf file"
+        )
+    raise CheckpointError(
+        f"{folder} has none of {WHOLE}, {INDEX}, {PICKLED} and {PICKLED_INDEX}; download the "
+        "weights too"
+    )
+
+
+def open_indexed(
+    index: Path,
+    ending: str,
+    open_one: Callable[[Path, ExitStack], dict[str, Stored]],
+    stack: ExitStack,
+) -> dict[str, Stored]:
+    """The tensors of all files that an index names."""
+    folder = index.parent
+    placed = read_index(index, ending)
     file_names = sorted(set(placed.values()))
     for file_name in file_names:
         if not (folder / file_name).is_file():
             raise CheckpointError(
-                f"{folder / file_name} is missing: {INDEX} names it; download it again"
+                f"{folder / file_name} is missing: {index.name} names it; download it again"
             )
     found: dict[str, Stored] = {}
     for file_name in file_names:
-        for name, stored in open_file(folder / file_name, stack).items():
+        for name, stored in open_one(folder / file_name, stack).items():
             if placed.get(name) != file_name:
                 raise CheckpointError(
-                    f"{stored.path} has tensor {shown(name)}, which {INDEX} places in "
+                    f"{stored.path} has tensor {shown(name)}, which {index.name} places in "
                     f"{placed.get(name, 'no file')}"
                 )
             found[name] = stored
     for name, file_name in placed.items():
         if name not in found:
             raise CheckpointError(
-                f"{folder / file_name} has no tensor {shown(name)}, which {INDEX} places there"
+                f"{folder / file_name} has no tensor {shown(name)}, which {index.name} places there"
             )
     return found
 
 
-def describe_missing(folder: Path) -> str:
-    """Why there is nothing to read in a folder."""
-    if not folder.is_dir():
-        return f"there is no folder '{folder}'; give one with config.json and {WHOLE}"
-    for name in PICKLED:
-        if (folder / name).exists():
-            return (
-                f"{folder} has its weights in {name}, which is pickled and could run code; convert "
-                "it where you trust it: AutoModelForCausalLM.from_pretrained(OLD)"
-                ".save_pretrained(NEW) writes safetensors"
-            )
-    return f"{folder} has neither {WHOLE} nor {INDEX}; download the weights too"
-
-
-def read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path, ending: str) -> dict[str, str]:
     """The file of each tensor; a name that could lead out of the folder is refused."""
     placed = read_json(path).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise CheckpointError(f"{path}: expected an object 'weight_map'; found {shown(placed)}")
+    allowed = re.compile(FILE_NAME + re.escape(ending), re.ASCII)
     for name, file_name in placed.items():
-        if not isinstance(file_name, str) or FILE_NAME.fullmatch(file_name) is None:
+        if not isinstance(file_name, str) or allowed.fullmatch(file_name) is None:
             raise CheckpointError(
                 f"{path}: tensor {shown(name)} in file {shown(file_name)}; expected the name of a "
-                ".safetensors file beside the index"
+                f"{ending} file beside the index"
             )
     return placed
 
 
 def open_file(path: Path, stack: ExitStack) -> dict[str, Stored]:
-    """The tensors of one file."""
-    found: dict[str, Stored] = {}
+    """The tensors of one safetensors file."""
+    descriptor = open_for_reading(path, stack)
     try:
-        file: Any = stack.enter_context(safe_open(path, framework="pt"))
-        for name in file.keys():
-            part = file.get_slice(name)
-            found[name] = Stored(file, path, name, tuple(part.get_shape()), part.get_dtype())
+        with safe_open(path, framework="pt") as checked:
+            names: list[str] = list(checked.keys())
     except SafetensorError as error:
-        raise unreadable(path, error) from error
+        raise CheckpointError(
+            f"{path} is no valid safetensors file: {shown(str(error))}; download it again"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    return found
+    length = int.from_bytes(read_bytes(path, descriptor, 0, 8).numpy().tobytes(), "little")
+    header = json.loads(read_bytes(path, descriptor, 8, length).numpy().tobytes())
+    return {
+        name: Stored(
+            path=path,
+            name=name,
+            shape=tuple(header[name]["shape"]),
+            dtype=header[name]["dtype"],
+            load=lambda entry=header[name]: load_tensor(path, descriptor, 8 + length, entry),
+        )
+        for name in names
+    }
 
 
-def unreadable(path: Path, error: Exception) -> CheckpointError:
-    """The error for what the library refuses."""
-    return CheckpointError(
-        f"{path} is no valid safetensors file: {shown(str(error))}; download it again"
-    )
+def load_tensor(path: Path, descriptor: int, data_start: int, entry: dict[str, Any]) -> Tensor:
+    """A tensor by its entry in a header that the library has checked."""
+    if entry["dtype"] not in DTYPES:
+        raise CheckpointError(f"{path} has a tensor of {entry['dtype']}, which Lascaux cannot read")
+    begin, end = entry["data_offsets"]
+    content = read_bytes(path, descriptor, data_start + begin, end - begin)
+    return content.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
 def refuse_existing(out: Path) -> None:

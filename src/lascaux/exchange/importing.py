@@ -1,4 +1,4 @@
-"""`lascaux import`: a Hugging Face folder becomes a run at step 0.
+"""`lascaux import`: a Hugging Face folder or a GGUF file becomes a run at step 0.
 
 Everything is checked before anything is written, and the run folder appears whole or not at all.
 Weights are rearranged tensor by tensor and kept in fp32, as in every checkpoint; memory holds one
@@ -33,13 +33,12 @@ from lascaux.config.schema import (
     TokenizerConfig,
     TrainConfig,
 )
-from lascaux.data.tokenizer import Tokenizer, load_tokenizer
+from lascaux.data.roles import ROLES_FILE, encode_roles
 from lascaux.errors import CheckpointError, ConfigError
-from lascaux.exchange.choose import find_family, read_model
-from lascaux.exchange.folder import bytes_progress, make_room, open_tensors, refuse_existing
-from lascaux.exchange.match import Matched, match_tensors
+from lascaux.exchange.folder import bytes_progress, make_room, refuse_existing
+from lascaux.exchange.match import Matched
 from lascaux.exchange.rows import to_ours
-from lascaux.exchange.settings import Settings, read_json
+from lascaux.exchange.source import open_source
 from lascaux.units import format_bytes, format_count
 
 FILE_BYTES = 256 << 20
@@ -56,34 +55,34 @@ class Imported:
     source_dtypes: tuple[str, ...]
     ignored_tensors: tuple[str, ...]
     ignored_settings: tuple[str, ...]
-    """of config.json, not known to be without effect"""
+    """of the model and its tokens, not known to be without effect"""
 
 
 def import_folder(source: Path, out: Path, console: Console, flags: Sequence[str] = ()) -> Imported:
-    """Make the new run folder `out` of a Hugging Face folder; `flags` are settings for training.
+    """Make the new run folder `out` of a Hugging Face folder or a GGUF file.
 
-    Raises: CheckpointError for files that are damaged or not what config.json says; ConfigError for
-    settings our network has not; DataError for a tokenizer it cannot use. Nothing is then written.
+    `flags` are settings for training.
+
+    Raises: CheckpointError for files that are damaged or not what they say of themselves;
+    ConfigError for settings our network has not; DataError for a tokenizer it cannot use. Nothing
+    is then written.
     """
     refuse_existing(out)
-    settings = Settings(read_json(source / "config.json"), source / "config.json")
-    family = find_family(settings.content, settings.path)
-    model = read_model(family, settings)
     with ExitStack() as stack:
-        stored = open_tensors(source, stack)
-        matched = match_tensors(family, model, stored, source)
-        tokenizer = load_tokenizer(source)
-        config = run_config(with_tokenizer(model, tokenizer), out, flags)
+        found = open_source(source, stack)
+        matched, tokenizer = found.matched, found.tokenizer
+        config = run_config(found.model, out, flags)
         dtypes = tuple(sorted({tensor.dtype for tensor in matched.stored.values()}))
-        origin = {"source": str(source.absolute()), "family": family.name, "dtypes": dtypes}
+        origin = {"source": str(source.absolute()), "family": found.family, "dtypes": dtypes}
         make_room(out, matched.num_bytes)
 
         def write(folder: Path) -> None:
             write_file(folder / "tokenizer.json", [tokenizer.json.encode("utf-8")])
+            write_file(folder / ROLES_FILE, [encode_roles(found.roles, tokenizer)])
             write_file(folder / "config.toml", [to_toml(config).encode("utf-8")])
             checkpoint = folder / "checkpoints" / step_folder_name(0)
             checkpoint.mkdir(parents=True)
-            files = write_weights(checkpoint, matched, model, console)
+            files = write_weights(checkpoint, matched, found.model, console)
             state = {
                 "config": to_tables(config),
                 "data_identity": None,
@@ -107,27 +106,12 @@ def import_folder(source: Path, out: Path, console: Console, flags: Sequence[str
     return Imported(
         run=str(out),
         source=str(source),
-        family=family.name,
+        family=found.family,
         parameters=matched.num_bytes // 4,
         source_dtypes=dtypes,
         ignored_tensors=matched.ignored,
-        ignored_settings=tuple(settings.unread()),
+        ignored_settings=found.ignored_settings,
     )
-
-
-def with_tokenizer(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The same network, rows beyond the tokenizer's ids set apart as padding.
-
-    Raises: CheckpointError where the tokenizer has ids without a row.
-    """
-    rows = model.vocab_size
-    if tokenizer.vocab_size > rows:
-        raise CheckpointError(
-            f"{tokenizer.origin} has {tokenizer.vocab_size:,} ids, the embedding only {rows:,} "
-            "rows: tokenizer and weights are of different models"
-        )
-    padded = rows if tokenizer.vocab_size < rows else None
-    return dataclasses.replace(model, vocab_size=tokenizer.vocab_size, padded_vocab_size=padded)
 
 
 def run_config(model: ModelConfig, out: Path, flags: Sequence[str]) -> Config:
@@ -160,9 +144,16 @@ def run_config(model: ModelConfig, out: Path, flags: Sequence[str]) -> Config:
 def our_tensors(matched: Matched, model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Our tensors in fp32, made one row at a time."""
     for row in matched.rows:
-        read = [matched.stored[name].read() for name in row.theirs]
-        for name, tensor in zip(row.ours, to_ours(row, read, model), strict=True):
-            yield name, tensor.to(torch.float32).contiguous()
+        theirs = [matched.stored[name] for name in row.theirs]
+        if row.arrangement == "stacked":  # never all experts twice
+            stacked = torch.empty(len(theirs), *theirs[0].shape)
+            for number, expert in enumerate(theirs):
+                stacked[number] = expert.read()
+            yield row.ours[0], stacked
+            continue
+        made = to_ours(row, [tensor.read() for tensor in theirs], model)
+        for name in row.ours:
+            yield name, made.pop(0).to(torch.float32).contiguous()
 
 
 def write_weights(
@@ -195,6 +186,6 @@ def describe_import(found: Imported) -> str:
             f"{found.ignored_tensors[0]}"
         )
     if found.ignored_settings:
-        lines.append(f"not understood in config.json: {', '.join(found.ignored_settings)}")
+        lines.append(f"left out, as Lascaux does not know it: {', '.join(found.ignored_settings)}")
     lines.append(f"next: lascaux generate {shlex.quote(found.run)} --prompt TEXT")
     return "\n".join(lines)

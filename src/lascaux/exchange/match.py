@@ -12,12 +12,13 @@ from lascaux.checkpoint.files import shown
 from lascaux.config.schema import ModelConfig
 from lascaux.errors import CheckpointError
 from lascaux.exchange.families import Family
-from lascaux.exchange.folder import FLOATS, Stored
 from lascaux.exchange.rows import Row, expand, to_theirs
+from lascaux.exchange.stored import Stored
 from lascaux.model.transformer import Transformer
 
 MASKS = re.compile(r"(.*\.)?((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)")
 """buffers that old versions saved with the weights"""
+FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +34,21 @@ class Matched:
 
 
 def match_tensors(
-    family: Family, model: ModelConfig, stored: Mapping[str, Stored], source: Path
+    family: Family,
+    model: ModelConfig,
+    stored: Mapping[str, Stored],
+    source: Path,
+    says: str = "config.json",
+    dtypes: Sequence[str] = FLOATS,
 ) -> Matched:
-    """Every tensor of the folder and of ours beside each other.
+    """Every tensor of the source and of ours beside each other; `says` is what describes the model.
 
     Raises: CheckpointError naming a tensor that is missing, too many, or of another shape or type.
     """
     for name in ("num_layers", "num_experts"):  # before a huge number costs anything
         if getattr(model, name) > len(stored):
             raise CheckpointError(
-                f"{source}: config.json has {name} {getattr(model, name):,}, but there are only "
+                f"{source}: {says} has {name} {getattr(model, name):,}, but there are only "
                 f"{len(stored):,} tensors"
             )
     ours = parameters_on_meta(model)
@@ -56,24 +62,24 @@ def match_tensors(
     }
     found, ignored, surplus = name_tensors(family, stored, shapes)
     if model.tie_embeddings and (head := head_name(family)) in surplus:
-        check_tied(surplus.pop(head), found.get(rows[0].theirs[0]), source)
+        check_tied(surplus.pop(head), found.get(rows[0].theirs[0]), source, says)
         ignored.append(head)
     if missing := sorted(shapes.keys() - found.keys()):
         raise CheckpointError(
             f"{source} lacks tensor '{missing[0]}'{_and_more(missing)} of the {family.name} model "
-            "in config.json; the folder is incomplete or config.json is of another model"
+            f"in {says}; there are files missing or {says} is of another model"
         )
     if surplus:
         names = sorted(surplus)
         raise CheckpointError(
             f"{source} has tensor {shown(names[0])}{_and_more(names)}, which the {family.name} "
-            "model in config.json has no place for; config.json is of another model"
+            f"model in {says} has no place for; {says} is of another model"
         )
     for name, tensor in found.items():
-        if tensor.shape != shapes[name] or tensor.dtype not in FLOATS:
+        if tensor.shape != shapes[name] or tensor.dtype not in dtypes:
             raise CheckpointError(
                 f"{tensor.path}: tensor '{tensor.name}' is {tensor.dtype} {tensor.shape}; "
-                f"config.json wants {' or '.join(FLOATS)} {shapes[name]}"
+                f"{says} wants {' or '.join(dtypes)} {shapes[name]}"
             )
     num_bytes = sum(tensor.nbytes for tensor in ours.values())
     return Matched(rows, found, tuple(sorted(ignored)), num_bytes)
@@ -122,11 +128,11 @@ def name_tensors(
     return found, ignored, surplus
 
 
-def check_tied(head: Stored, embedding: Stored | None, source: Path) -> None:
+def check_tied(head: Stored, embedding: Stored | None, source: Path, says: str) -> None:
     """A head that is saved although it is the embedding must be equal to it."""
     if embedding is None or not torch.equal(head.read(), embedding.read()):
         raise CheckpointError(
-            f"{source}: '{head.name}' differs from the embedding, but config.json ties them; set "
+            f"{source}: '{head.name}' differs from the embedding, but {says} ties them; set "
             '"tie_word_embeddings": false there if the model has a head of its own'
         )
 

@@ -15,11 +15,15 @@ from torch import Tensor
 
 from lascaux.config.schema import ModelConfig
 
-Arrangement = Literal["same", "transposed", "thirds", "heads", "stacked", "unscaled"]
+Arrangement = Literal[
+    "same", "transposed", "thirds", "below", "heads", "interleaved", "stacked", "unscaled"
+]
 """same: as it is. transposed: theirs is (in, out), GPT-2's Conv1D. thirds: q, k and v side by side
-in one (in, 3 out), GPT-2. heads: q, k and v of each head in turn, (H, 3, K) rows, GPT-NeoX and
-BLOOM. stacked: one tensor for each expert, ours has them all. unscaled: queries of a network that
-does not divide scores by √K, GPT-Neo; ours are √K times theirs."""
+in one (in, 3 out), GPT-2. below: q, k and v below each other, (3 out, in), GGUF. heads: q, k and v
+of each head in turn, (H, 3, K) rows, GPT-NeoX and BLOOM. interleaved: rows j and K/2 + j of each
+head are neighbours, Llama's q and k in GGUF. stacked: one tensor for each expert, ours has them
+all. unscaled: queries of a network that does not divide scores by √K, GPT-Neo; ours are √K times
+theirs."""
 Names = tuple[tuple[str, str, Arrangement], ...]
 """ours, theirs, arrangement, without .weight and .bias; ours may be several words"""
 
@@ -73,9 +77,13 @@ def to_ours(row: Row, tensors: Sequence[Tensor], model: ModelConfig) -> list[Ten
             return [first.t()]  # a bias stays
         case "thirds":
             return list(first.t().chunk(3))
+        case "below":
+            return list(first.chunk(3))
         case "heads":  # (H 3 K) D -> 3 x (H K) D
             split = first.unflatten(0, (model.num_heads, 3, model.head_width))
             return [part.flatten(0, 1) for part in split.unbind(1)]
+        case "interleaved":  # (H K/2 2) D -> (H 2 K/2) D
+            return [_swapped(first, (-1, model.head_width // 2, 2))]
         case "stacked":
             return [torch.stack(list(tensors))]
         case "unscaled":
@@ -92,10 +100,19 @@ def to_theirs(row: Row, tensors: Sequence[Tensor], model: ModelConfig) -> list[T
             return [first.t()]
         case "thirds":
             return [torch.cat(list(tensors)).t()]
+        case "below":
+            return [torch.cat(list(tensors))]
         case "heads":
             heads = [part.unflatten(0, (model.num_heads, model.head_width)) for part in tensors]
             return [torch.stack(heads, 1).flatten(0, 2)]
+        case "interleaved":
+            return [_swapped(first, (-1, 2, model.head_width // 2))]
         case "stacked":
             return list(first.unbind())
         case "unscaled":
             return [first / math.sqrt(model.head_width)]
+
+
+def _swapped(tensor: Tensor, split: tuple[int, int, int]) -> Tensor:
+    """Rows as heads of two dims, and those the other way round."""
+    return tensor.unflatten(0, split).transpose(1, 2).flatten(0, 2)

@@ -1,18 +1,31 @@
 """A trained model from a run or checkpoint folder, ready to generate."""
 
+import dataclasses
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from lascaux.checkpoint.load import copy_into, load_tensors, newest_valid
 from lascaux.checkpoint.manifest import read_manifest
 from lascaux.config.load import build_config, from_tables, overlay, read_flags, to_settings
-from lascaux.config.schema import Config, GenerateConfig
+from lascaux.config.schema import Config, GenerateConfig, ModelConfig
+from lascaux.data.roles import TokenRoles, read_roles
 from lascaux.data.tokenizer import Tokenizer, load_tokenizer
 from lascaux.errors import CheckpointError, ConfigError
+from lascaux.generate.native import NativeDecoder, compiler, suits
+from lascaux.generate.quantize import quantize
+from lascaux.model.moe import Router
 from lascaux.model.transformer import Transformer
+from lascaux.parallel.hardware import choose_precision, usable_cores
+from lascaux.parallel.runtime import threads_asked_for
+
+Weights = Literal["fp32", "bf16", "int8", "int4"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +34,15 @@ class LoadedModel:
 
     model: Transformer
     tokenizer: Tokenizer
+    roles: TokenRoles
     settings: GenerateConfig
     device: torch.device
+    name: str
+    """of the folder"""
+    precision: Weights
+    weight_bytes: int
+    native: NativeDecoder | None = None
+    """computes rows in compiled code; None: the model does"""
 
 
 def load_for_generation(source: Path, flags: Sequence[str] = ()) -> LoadedModel:
@@ -34,23 +54,88 @@ def load_for_generation(source: Path, flags: Sequence[str] = ()) -> LoadedModel:
     checkpoint = find_checkpoint(source)
     manifest = read_manifest(checkpoint)
     config = from_tables(manifest.state["config"], f"{checkpoint}/manifest.json")
+    settings = generate_settings(config, flags)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with device:
-        model = Transformer(config.model)
-    parameters = {name: p.data for name, p in model.named_parameters()}
-    copy_into(parameters, load_tensors(checkpoint, "model"), "model")
+    set_threads(settings.threads)
+    precision = choose_weights(settings, device)
     tokenizer = load_tokenizer(tokenizer_path(checkpoint))
     if tokenizer.sha256 != manifest.state["tokenizer_sha256"]:
         raise CheckpointError(
             f"{tokenizer_path(checkpoint)} is not the tokenizer the model was trained with: "
             f"expected hash {manifest.state['tokenizer_sha256']}, found {tokenizer.sha256}"
         )
+    model = load_model(checkpoint, without_capacity(config.model), device)
+    set_precision(model, precision, settings)
     return LoadedModel(
-        model=model.eval(),
+        model=model,
         tokenizer=tokenizer,
-        settings=generate_settings(config, flags),
+        roles=read_roles(tokenizer_path(checkpoint).parent, tokenizer),
+        settings=settings,
         device=device,
+        name=source.resolve().name,
+        precision=precision,
+        weight_bytes=sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
+        native=native_decoder(model, device),
     )
+
+
+def without_capacity(model: ModelConfig) -> ModelConfig:
+    """No token is dropped: what is drawn must not depend on which tokens are computed beside it."""
+    return dataclasses.replace(model, capacity_factor=None, drop_by="position")
+
+
+def load_model(checkpoint: Path, config: ModelConfig, device: torch.device) -> Transformer:
+    """The network with the weights of a checkpoint, in evaluation mode."""
+    with device:
+        model = Transformer(config)
+    parameters = {name: p.data for name, p in model.named_parameters()}
+    copy_into(parameters, load_tensors(checkpoint, "model"), "model")
+    return model.eval().requires_grad_(False)
+
+
+def set_precision(model: Transformer, precision: Weights, settings: GenerateConfig) -> None:
+    """Round the weights to what they are held in; routers stay, as a rounded choice is another."""
+    if precision in ("int8", "int4"):
+        wide = choose_weights(dataclasses.replace(settings, weights="auto"), torch.device("cpu"))
+        quantize(model, 8 if precision == "int8" else 4, DTYPES[wide])
+        precision = wide
+    for module in model.modules():
+        if isinstance(module, Router):
+            continue
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(DTYPES[precision])
+
+
+def native_decoder(model: Transformer, device: torch.device) -> NativeDecoder | None:
+    """The compiled step for this model; None on a GPU, and without a compiler."""
+    if not suits(model.embed.weight.dtype, device):
+        return None
+    if compiler() is None:
+        logging.warning(
+            "there is no C compiler: tokens are computed by torch, which takes several times as "
+            "long; install gcc or clang"
+        )
+        return None
+    return NativeDecoder(model, torch.get_num_threads())
+
+
+def set_threads(threads: int | None) -> None:
+    """As many CPU threads as are asked for, else one for each core, unless the user decided."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif hasattr(os, "sched_getaffinity") and not threads_asked_for():
+        torch.set_num_threads(usable_cores())
+
+
+def choose_weights(settings: GenerateConfig, device: torch.device) -> Weights:
+    """The dtype weights are held in. Raises: ConfigError for int8 and int4 on a GPU."""
+    if settings.weights in ("int8", "int4") and device.type != "cpu":
+        raise ConfigError(
+            f"'generate.weights' {settings.weights} is for CPUs; use bf16 on this {device.type}"
+        )
+    if settings.weights != "auto":
+        return settings.weights
+    return "bf16" if choose_precision(device) == "bf16" else "fp32"
 
 
 def find_checkpoint(source: Path) -> Path:

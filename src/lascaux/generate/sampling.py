@@ -1,107 +1,193 @@
-"""From logits to the next token: temperature, then top-k, then top-p, then min-p, then a draw.
+"""From logits to the next token: penalties, temperature, filters, then a draw.
 
-Each filter sees the distribution the one before it left, renormalised. The likeliest token always
-stays; among equally likely tokens the lower id counts as likelier. A draw depends on the settings'
-seed and on how many tokens came before, on nothing else: no global state, no generator's history.
-Sources: top-k, Fan et al. 2018; top-p, Holtzman et al. 2020; min-p, Nguyen et al. 2024.
-Shapes: B batch, V ids that may be drawn.
+Penalties and biases change logits. Then top-k, top-p, min-p and typical-p, in this order: each sees
+the distribution the one before it left, renormalised. Among equally likely tokens the lower id
+counts as likelier. A draw depends on the seed, the number of the answer and how many tokens came
+before, on nothing else: no global state, no generator's history. All in fp64 on the CPU, so that a
+seed means the same on every device.
+Sources: top-k, Fan et al. 2018; top-p, Holtzman et al. 2020; min-p, Nguyen et al. 2024; typical-p,
+Meister et al. 2023; repetition penalty, Keskar et al. 2019.
+Shape: V ids that may be drawn; rows of a padded vocabulary are cut off before.
 """
 
 import hashlib
 import math
+from collections import Counter
+from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from lascaux.config.schema import GenerateConfig
+from lascaux.config.serve_schema import GenerateConfig
 from lascaux.errors import LascauxError, RequestError
+from lascaux.generate.request import Sampling
+
+Row = NDArray[np.floating]
+FIRST_CANDIDATES = 64
+"""likeliest tokens that top-p sorts first; four times as many while they do not reach it"""
 
 
-def check_settings(settings: GenerateConfig) -> None:
+def sampling_of(settings: GenerateConfig) -> Sampling:
+    """How the settings of a run draw."""
+    return Sampling(
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        presence_penalty=settings.presence_penalty,
+        frequency_penalty=settings.frequency_penalty,
+        repetition_penalty=settings.repetition_penalty,
+        seed=settings.seed,
+        stop=settings.stop,
+    )
+
+
+def check_sampling(sampling: Sampling, vocab_size: int) -> None:
     """Hold every field against its range.
 
     Raises: RequestError with the field, the value and the range that is allowed.
     """
+    s, finite = sampling, math.isfinite
     rules = [
-        ("max_tokens", settings.max_tokens >= 1, "at least 1"),
-        ("temperature", 0 <= settings.temperature < math.inf, "0 or above, and finite"),
-        ("top_k", settings.top_k >= 0, "0 (all tokens) or above"),
-        ("top_p", 0 <= settings.top_p <= 1, "between 0 and 1"),
-        ("min_p", 0 <= settings.min_p < 1, "at least 0 and below 1"),
-        ("seed", settings.seed >= 0, "0 or above"),
-        ("stop", all(settings.stop), "strings that are not empty"),
+        ("max_tokens", s.max_tokens is None or s.max_tokens >= 0, "0 or above"),
+        ("min_tokens", s.min_tokens >= 0, "0 or above"),
+        ("temperature", 0 <= s.temperature < math.inf, "0 or above, and finite"),
+        ("top_k", s.top_k >= 0, "0 (all tokens) or above"),
+        ("top_p", 0 <= s.top_p <= 1, "between 0 and 1"),
+        ("min_p", 0 <= s.min_p < 1, "at least 0 and below 1"),
+        ("typical_p", 0 < s.typical_p <= 1, "above 0 and at most 1"),
+        ("presence_penalty", finite(s.presence_penalty), "finite"),
+        ("frequency_penalty", finite(s.frequency_penalty), "finite"),
+        ("repetition_penalty", 0 < s.repetition_penalty < math.inf, "above 0, and finite"),
+        ("logit_bias", all(map(finite, s.logit_bias.values())), "numbers that are finite"),
+        ("seed", s.seed >= 0, "0 or above"),
+        ("stop", all(s.stop), "strings that are not empty"),
     ]
     for field, fits, wanted in rules:
         if not fits:
-            value = getattr(settings, field)
+            value = getattr(s, field)
             shown = list(value) if isinstance(value, tuple) else value
             raise RequestError(f"'{field}' must be {wanted}; got {shown}")
+    for field, ids in (("logit_bias", s.logit_bias), ("stop_token_ids", s.stop_token_ids)):
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"'{field}' has token id {token}; the model has ids from 0 to {vocab_size - 1}"
+                )
 
 
-def token_generator(seed: int, index: int) -> torch.Generator:
-    """The source of randomness for generated token number `index`, counted from 0."""
-    digest = hashlib.sha256(f"lascaux token {seed} {index}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big"))
+def uniform(seed: int, choice: int, index: int) -> float:
+    """A number from 0 up to 1 for token number `index`, counted from 0, of an answer."""
+    digest = hashlib.sha256(f"lascaux token {seed} {choice} {index}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
 
 
-def sample(
-    logits: Float[Tensor, "B V"], settings: GenerateConfig, generator: torch.Generator
-) -> Int[Tensor, " B"]:
-    """Draw one id for each row; temperature 0 takes the likeliest.
+class History:
+    """What penalties go by: the ids of the prompt, and how often each was drawn."""
 
-    Every id in `logits` may be drawn: rows of a padded vocabulary are cut off by the caller.
-    Computed on the CPU in fp64, so that a seed means the same on every device.
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.prompt = frozenset(prompt)
+        self.drawn: Counter[int] = Counter()
+
+    def penalise(self, logits: Row, sampling: Sampling) -> Row:
+        """The logits to draw from; the given ones stay as they are."""
+        s = sampling
+        if s.repetition_penalty == 1 and not (
+            s.logit_bias or ((s.presence_penalty or s.frequency_penalty) and self.drawn)
+        ):
+            return logits
+        logits = logits.astype(np.float64)
+        if s.repetition_penalty != 1:
+            seen = np.fromiter(self.prompt | self.drawn.keys(), dtype=np.int64)
+            seen = seen[seen < len(logits)]
+            values = logits[seen]
+            logits[seen] = np.where(
+                values > 0, values / s.repetition_penalty, values * s.repetition_penalty
+            )
+        if self.drawn:
+            ids = np.fromiter(self.drawn.keys(), dtype=np.int64)
+            counts = np.fromiter(self.drawn.values(), dtype=np.float64)
+            logits[ids] -= s.presence_penalty + s.frequency_penalty * counts
+        for token, bias in s.logit_bias.items():
+            logits[token] += bias
+        return logits
+
+
+def draw(logits: Row, sampling: Sampling, index: int) -> int:
+    """One id; temperature 0 takes the likeliest. `logits` V; `index`: tokens drawn before.
 
     Raises: LascauxError for logits that are not finite.
     """
-    logits = logits.to("cpu", torch.float64)
-    largest = logits.amax(dim=-1)
-    if not torch.isfinite(largest).all():
+    largest = float(logits.max())
+    if not math.isfinite(largest):
         raise LascauxError(
-            f"the model's largest logit is {largest[~torch.isfinite(largest)][0].item()}: its "
-            "weights are damaged or overflow in this precision; check them with `lascaux verify`, "
-            "or generate in fp32"
+            f"the model's largest logit is {largest}: its weights are damaged or overflow in this "
+            "precision; check them with `lascaux verify`, or use --generate.weights=fp32"
         )
-    if settings.temperature == 0:
-        return logits.argmax(dim=-1)
-    cumulative = filtered_probabilities(logits, settings).cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    uniform = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator)
-    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    cumulative = filtered_probabilities(logits, sampling).cumsum()
+    total = cumulative[-1]
+    target = min(uniform(sampling.seed, sampling.choice, index) * total, np.nextafter(total, 0))
+    return int(np.searchsorted(cumulative, target, side="right"))
 
 
-def filtered_probabilities(
-    logits: Float[Tensor, "B V"], settings: GenerateConfig
-) -> Float[Tensor, "B V"]:
-    """What `sample` draws from at a temperature above 0: probabilities in fp64, 0 if left out."""
-    z = logits.double()
-    z = (z - z.amax(dim=-1, keepdim=True)) / settings.temperature
-    probabilities = z.softmax(dim=-1)
-    if settings.top_k > 0 or settings.top_p < 1:
-        probabilities = _keep_likeliest(probabilities, settings)
-    if settings.min_p > 0:
-        threshold = settings.min_p * probabilities.amax(dim=-1, keepdim=True)
-        probabilities = _keep(probabilities, probabilities >= threshold)
-    return probabilities
+def filtered_probabilities(logits: Row, sampling: Sampling) -> NDArray[np.float64]:
+    """What `draw` draws from at a temperature above 0: probabilities V, 0 if left out."""
+    wide = logits.astype(np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        p = np.exp((wide - wide.max()) / sampling.temperature)
+    p /= p.sum()
+    if sampling.top_k > 0 and sampling.top_k < len(p):
+        p = _only(p, likeliest(p, sampling.top_k))
+    if sampling.top_p < 1:
+        p = _only(p, _nucleus(p, sampling.top_p))
+    if sampling.min_p > 0:
+        p = _only(p, np.flatnonzero(p >= sampling.min_p * p.max()))
+    if sampling.typical_p < 1:
+        p = _only(p, _typical(p, sampling.typical_p))
+    return p
 
 
-def _keep_likeliest(
-    probabilities: Float[Tensor, "B V"], settings: GenerateConfig
-) -> Float[Tensor, "B V"]:
-    """Top-k, then top-p, both over ids sorted by falling probability."""
-    falling, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(falling.shape[-1], device=falling.device)
-    if settings.top_k > 0:
-        falling = _keep(falling, rank < settings.top_k)
-    if settings.top_p < 1:
-        likelier = falling.cumsum(dim=-1).roll(1, dims=-1)  # mass of all tokens before this one
-        falling = _keep(falling, (rank == 0) | (likelier < settings.top_p))
-    return torch.zeros_like(falling).scatter(-1, ids, falling)
+def likeliest(values: Row, count: int) -> NDArray[np.int64]:
+    """The ids of the `count` largest values, largest first, then by id."""
+    if count >= len(values):
+        return np.argsort(-values, kind="stable")
+    smallest = np.partition(values, len(values) - count)[len(values) - count]
+    ids = np.flatnonzero(values >= smallest)
+    return ids[np.argsort(-values[ids], kind="stable")][:count]
 
 
-def _keep(probabilities: Float[Tensor, "B V"], kept: Tensor) -> Float[Tensor, "B V"]:
+def log_normaliser(logits: Row) -> float:
+    """ln Σ exp(logits): taken from a logit it leaves the log-probability, nats."""
+    wide = logits.astype(np.float64)
+    largest = wide.max()
+    return float(largest + np.log(np.exp(wide - largest).sum()))
+
+
+def _nucleus(p: NDArray[np.float64], mass: float) -> NDArray[np.int64]:
+    """The fewest likeliest ids that together have this mass, one at least."""
+    count = FIRST_CANDIDATES
+    while True:
+        ids = likeliest(p, min(count, len(p)))
+        reached = p[ids].cumsum()
+        if reached[-1] >= mass or len(ids) == len(p):
+            return ids[: int(np.searchsorted(reached, mass)) + 1]
+        count *= 4
+
+
+def _typical(p: NDArray[np.float64], mass: float) -> NDArray[np.int64]:
+    """The fewest ids of most usual information, the entropy, that together have this mass."""
+    ids = np.flatnonzero(p > 0)
+    information = -np.log(p[ids])
+    distance = np.abs(information - (p[ids] * information).sum())
+    ids = ids[np.argsort(distance, kind="stable")]
+    return ids[: int(np.searchsorted(p[ids].cumsum(), mass)) + 1]
+
+
+def _only(p: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Zero elsewhere, renormalised."""
-    remaining = probabilities.where(kept, 0.0)
-    return remaining / remaining.sum(dim=-1, keepdim=True)
+    kept = np.zeros_like(p)
+    kept[ids] = p[ids]
+    return kept / kept.sum()

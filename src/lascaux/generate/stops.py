@@ -1,4 +1,4 @@
-"""Stop strings in a stream of text: they are never shown, and nothing is held back for long.
+"""Stop strings in a stream of text: not shown unless asked for, and nothing is held back for long.
 
 The stop string that is complete first ends the text, the longest if several are complete at the
 same character. So where text ends does not depend on how it arrives in pieces.
@@ -14,8 +14,9 @@ class StopMatcher:
     cannot any more.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         self.found = False
+        self._include = include
         self._stops = tuple(stops)
         self._held = ""
 
@@ -31,9 +32,13 @@ class StopMatcher:
         ]
         if complete:
             self.found = True
-            _, start = min(complete)
-            return self._release(start)
+            end, start = min(complete)
+            return self._release(end if self._include else start)
         return self._release(len(self._held) - self._unfinished())
+
+    def skip(self, text: str) -> str:
+        """Text in which no stop string counts."""
+        return self.flush() + text
 
     def flush(self) -> str:
         """What is held back, at the end of the text; nothing once a stop string came."""

@@ -121,8 +121,21 @@ class AttentionMask(nn.Module):
         visible = (queries[:, None] >= keys)[None, None]
         if document_ids is not None:
             visible = visible & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+        return self._with_penalty(visible, queries[None], keys)
+
+    def of_rows(
+        self, positions: Int[Tensor, "B T"], num_keys: int
+    ) -> Bool[Tensor, "B 1 T S"] | Float[Tensor, "B H T S"]:
+        """The mask where sequences have different lengths: a query sees keys up to its position."""
+        keys = torch.arange(num_keys, device=positions.device)
+        visible = (positions[:, :, None] >= keys)[:, None]
+        return self._with_penalty(visible, positions, keys)
+
+    def _with_penalty(
+        self, visible: Bool[Tensor, "#B 1 T S"], queries: Int[Tensor, "#B T"], keys: Tensor
+    ) -> Bool[Tensor, "#B 1 T S"] | Float[Tensor, "#B H T S"]:
         if not self.alibi:
             return visible
-        slopes = torch.tensor(alibi_slopes(self.num_heads), device=device)[:, None, None]
-        penalty = -slopes * (queries[:, None] - keys).float()
+        slopes = torch.tensor(alibi_slopes(self.num_heads), device=keys.device)[:, None, None]
+        penalty = -slopes * (queries[:, None, :, None] - keys).float()
         return torch.where(visible, penalty, float("-inf"))

@@ -205,7 +205,10 @@ class Transformer(nn.Module):
         angles = None
         if config.position == "rotary":
             angles = rotation(positions, config.rotary_width, config.rotary_base)
-        mask = self.mask(num_queries, past + num_queries, document_ids, x.device)
+        if cache is not None and len(positions) > 1:
+            mask = self.mask.of_rows(positions, past + num_queries)
+        else:
+            mask = self.mask(num_queries, past + num_queries, document_ids, x.device)
         for index, block in enumerate(self.blocks.values()):
             x = block(x, angles, mask, cache[index] if cache is not None else None)
         return x

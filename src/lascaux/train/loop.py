@@ -19,15 +19,16 @@ from lascaux.config.schema import Config
 from lascaux.data.loader import Prefetcher, validation_batches
 from lascaux.errors import CheckpointError, ConfigError, TrainingStopped
 from lascaux.evaluate.perplexity import Perplexity, measure_perplexity, perplexity
-from lascaux.generate.engine import generate_text
+from lascaux.generate.continuation import generate_text
 from lascaux.model.accounting import active_parameters, count_parameters, flops_per_token
 from lascaux.optim.optimizer import set_lr
 from lascaux.optim.schedule import lr_fraction
+from lascaux.parallel.hardware import Precision, choose_precision
 from lascaux.parallel.held_out import sum_over_batches
 from lascaux.parallel.layout import resolve_layout
 from lascaux.parallel.runtime import this_process
 from lascaux.parallel.world import World, connect, is_lost_connection
-from lascaux.train.machine import Precision, choose_precision, describe_choices, prepare_device
+from lascaux.train.machine import describe_choices, prepare_device
 from lascaux.train.plan_file import note_end, write_plan
 from lascaux.train.precision import WorkingCopy
 from lascaux.train.prepare_data import open_data

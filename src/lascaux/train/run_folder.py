@@ -34,6 +34,7 @@ FREE = (
     "checkpoint.",
     "evaluate.",
     "generate.",
+    "serve.",
     "plan.",
     "train.tracking",
     "train.device",

@@ -33,6 +33,7 @@ from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import build_optimizers, load_state_tensors, state_tensors
 from lascaux.parallel.accounting import largest_training_state_bytes
+from lascaux.parallel.hardware import memory_bytes
 from lascaux.parallel.layout import Layout
 from lascaux.parallel.network import split_network
 from lascaux.parallel.pipeline import PipelineModel
@@ -40,7 +41,7 @@ from lascaux.parallel.plan import TIED_COPY
 from lascaux.parallel.shards import local, slab_of
 from lascaux.parallel.split import SplitModel
 from lascaux.parallel.world import World
-from lascaux.train.machine import Machine, describe_machine, memory_bytes
+from lascaux.train.machine import Machine, describe_machine
 from lascaux.train.precision import DTYPES, WorkingCopy
 from lascaux.train.progress import TrainingProgress
 from lascaux.train.run_folder import RunLogs, append_event

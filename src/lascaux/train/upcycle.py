@@ -30,11 +30,12 @@ from lascaux.generate.load import find_checkpoint, tokenizer_path
 from lascaux.model.accounting import active_parameters, count_parameters
 from lascaux.model.transformer import Transformer
 from lascaux.optim.optimizer import zero_state_tensors
+from lascaux.parallel.hardware import choose_precision
 from lascaux.parallel.layout import Layout
 from lascaux.parallel.runtime import this_process
 from lascaux.parallel.world import World
 from lascaux.train.loop import open_folder, with_precision
-from lascaux.train.machine import choose_precision, prepare_device
+from lascaux.train.machine import prepare_device
 from lascaux.train.precision import WorkingCopy
 from lascaux.train.prepare_data import open_data
 from lascaux.train.run_folder import write_config, write_environment

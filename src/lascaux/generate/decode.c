@@ -1,0 +1,735 @@
+/* A token of each of several sequences through a decoder: the step that generating repeats.
+
+The network is that of model/transformer.py, whose results tests hold this against. Every weight is
+read once for all rows. What a row gets does not depend on the rows beside it: each sum is taken in
+one order, whatever the number of rows and threads, so that texts do not depend on their batch.
+Threads divide the rows of each matrix among them, in pieces that the next free one takes; the
+residual stream is each thread's own, computed alike by all, which saves a meeting of the threads.
+
+Legend: R rows, D width of the residual stream, K head width, a page 64 tokens.
+native.py builds the structures below field by field. */
+
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+enum { LANES = 16, STEP = 32, PAGE = 64, PIECE = 32, MOST_ROWS = 8, SPINS = 4000 };
+enum Format { FP32, BF16, INT8, INT4 };
+enum Activation { GELU, GELU_TANH, RELU, RELU_SQUARED, SWIGLU };
+enum Arrangement { SEQUENTIAL, PARALLEL, PARALLEL_TWO_NORMS };
+
+typedef float vec __attribute__((vector_size(64)));
+typedef int32_t ints __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+typedef int16_t shorts __attribute__((vector_size(32)));
+typedef int8_t bytes __attribute__((vector_size(16)));
+typedef uint8_t nibbles __attribute__((vector_size(16)));
+
+/* scale: INT8 a float for each row; INT4 for each 32 columns a factor and a smallest value, bf16 */
+typedef struct {
+    const void *data, *scale;
+    const float *bias;
+    int64_t rows, columns, format;
+} Matrix;
+
+typedef struct {
+    const float *weight, *bias; /* no weight: no norm */
+    int64_t rms;
+    double eps;
+} Norm;
+
+typedef struct {
+    Matrix up, gate, down;
+    int64_t width;
+} FeedForward; /* of experts: their matrices below each other */
+
+typedef struct {
+    Norm norm1, norm2, q_norm, k_norm, attn_out_norm, ffn_out_norm;
+    Matrix q, k, v, o;
+    FeedForward dense, experts; /* width 0: none */
+    const float *router, *router_bias;
+} Layer;
+
+typedef struct {
+    int64_t layers, d_model, heads, kv_heads, head_dim, rotary_width, interleaved, arrangement;
+    int64_t activation, qk_norm_whole, num_experts, experts_per_token, sigmoid, normalise;
+    int64_t position_offset, cache_format, pages, most_rows, threads;
+    double router_scale;
+    const Layer *layer;
+    Matrix embedding, head;
+    const float *positions, *slopes;
+    Norm embed_norm, final_norm;
+    void *keys, *values;
+} Network;
+
+typedef struct {
+    int64_t rows;
+    const int64_t *tokens, *positions, *tables;
+    int64_t table_width;
+    const float *cos, *sin;
+    float *logits;
+} Batch;
+
+/* An output for each of some rows of a matrix and of x; with a gate the activation of both. */
+typedef struct {
+    const Matrix *matrix, *gate;
+    int64_t first, count; /* rows of the matrix */
+    int rows;
+    const float *const *x;
+    float *const *out;
+} Product;
+
+/* what a thread has of its own in a step */
+typedef struct {
+    float *x, *h, *attended, *scores, *chances;
+    const float **rows, **pair_rows;
+    float **outs, **pair_outs;
+    int64_t *chosen;
+    float *weights;
+    Product *products;
+    int division;
+} Own;
+
+typedef struct {
+    Network net;
+    Batch batch;
+    Own own; /* of the thread that calls */
+    pthread_t *workers;
+    pthread_mutex_t lock;
+    pthread_cond_t begin;
+    int64_t generation;
+    int stopping;
+    atomic_int arrived, phase, done;
+    atomic_int *next; /* the next piece of each division of work in a step */
+    int num_next;
+    float *q, *k, *v, *z, *joined, *hidden, *made; /* shared; rows of padded width */
+    int64_t q_width, kv_width, d_width, hidden_width;
+} Decoder;
+
+INLINE int64_t padded(int64_t n) { return (n + STEP - 1) / STEP * STEP; }
+
+INLINE vec load_vec(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
+
+/* Compilers widen vectors well by a factor of two only; for x86 the instruction is named. */
+INLINE vec load_bf16(const uint16_t *p) {
+    halves h;
+    memcpy(&h, p, sizeof h);
+#if defined(__AVX512F__)
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#else
+    return (vec)(__builtin_convertvector(h, words) << 16);
+#endif
+}
+
+INLINE vec widen(bytes b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)b));
+#else
+    ints wide = __builtin_convertvector(__builtin_convertvector(b, shorts), ints);
+    return __builtin_convertvector(wide, vec);
+#endif
+}
+
+INLINE float one_bf16(uint16_t h) {
+    uint32_t bits = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+INLINE uint16_t to_bf16(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE float sum_vec(vec v) {
+    float t[LANES];
+    memcpy(t, &v, sizeof t);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) t[i] += t[i + width];
+    return t[0];
+}
+
+INLINE vec choose(ints where, vec yes, vec no) {
+    return (vec)(((ints)yes & where) | ((ints)no & ~where));
+}
+
+/* e^x by 2^n and a polynomial, to about 2e-7 of itself */
+INLINE vec exp_vec(vec x) {
+    const vec zero = {0}, rounding = zero + 12582912.0f; /* 1.5 * 2^23 */
+    x = choose(x < zero - 87.0f, zero - 87.0f, x);
+    x = choose(x > zero + 88.0f, zero + 88.0f, x);
+    vec whole = (x * 1.44269504f + rounding) - rounding;
+    ints n = __builtin_convertvector(whole, ints);
+    vec f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    vec p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    return p * (vec)((n + 127) << 23);
+}
+
+/* 32 weights of a row, from column k, as far as there are any */
+INLINE void load_weights(int format, const void *row, const uint16_t *groups, int64_t k,
+                         int64_t left, vec *a, vec *b) {
+    if (format == INT4) {
+        nibbles n;
+        memcpy(&n, (const uint8_t *)row + k / 2, sizeof n);
+        float factor = one_bf16(groups[k / STEP * 2]), smallest = one_bf16(groups[k / STEP * 2 + 1]);
+        *a = widen((bytes)(n & 15)) * factor + smallest;
+        *b = widen((bytes)(n >> 4)) * factor + smallest;
+        return;
+    }
+    int size = format == FP32 ? 4 : format == BF16 ? 2 : 1;
+    const char *p = (const char *)row + k * size;
+    char end[STEP * 4];
+    if (left < STEP) {
+        memset(end, 0, sizeof end);
+        memcpy(end, p, (size_t)(left * size));
+        p = end;
+    }
+    if (format == FP32) {
+        *a = load_vec((const float *)p);
+        *b = load_vec((const float *)p + LANES);
+    } else if (format == BF16) {
+        *a = load_bf16((const uint16_t *)p);
+        *b = load_bf16((const uint16_t *)p + LANES);
+    } else {
+        bytes low, high;
+        memcpy(&low, p, sizeof low);
+        memcpy(&high, p + LANES, sizeof high);
+        *a = widen(low);
+        *b = widen(high);
+    }
+}
+
+/* I rows of a matrix, from `first`, times R rows x; each sum in the order of the columns */
+INLINE void tile(int format, int I, int R, const Matrix *m, int64_t first, int64_t last,
+                 const float *const *x, float *const *out) {
+    int64_t columns = m->columns;
+    int64_t row_bytes = format == FP32 ? columns * 4 : format == BF16 ? columns * 2
+                        : format == INT8 ? columns : columns / 2;
+    const char *row[8];
+    const uint16_t *groups[8];
+    vec sums[8][MOST_ROWS];
+    for (int i = 0; i < I; i++) {
+        int64_t at = first + i < last ? first + i : last - 1;
+        row[i] = (const char *)m->data + at * row_bytes;
+        groups[i] = format == INT4 ? (const uint16_t *)m->scale + at * (columns / STEP) * 2 : NULL;
+        for (int r = 0; r < R; r++) sums[i][r] = (vec){0};
+    }
+    for (int64_t k = 0; k < columns; k += STEP) {
+        vec xa[MOST_ROWS], xb[MOST_ROWS];
+        for (int r = 0; r < R; r++) {
+            xa[r] = load_vec(x[r] + k);
+            xb[r] = load_vec(x[r] + k + LANES);
+        }
+        for (int i = 0; i < I; i++) {
+            vec a, b;
+            load_weights(format, row[i], groups[i], k, columns - k, &a, &b);
+            for (int r = 0; r < R; r++) {
+                sums[i][r] += a * xa[r];
+                sums[i][r] += b * xb[r];
+            }
+        }
+    }
+    for (int i = 0; i < I && first + i < last; i++)
+        for (int r = 0; r < R; r++) {
+            float y = sum_vec(sums[i][r]);
+            if (format == INT8) y *= ((const float *)m->scale)[first + i];
+            out[r][first + i] = y;
+        }
+}
+
+/* fewer matrix rows at a time beside more x: sums and loads stay in registers */
+#define TILES(FORMAT, R, I)                                                                       \
+    case R:                                                                                       \
+        for (int64_t i = first; i < last; i += I) tile(FORMAT, I, R, m, i, last, x, out);         \
+        break;
+#define TILES_OF(FORMAT)                                                                          \
+    case FORMAT:                                                                                  \
+        switch (rows) {                                                                           \
+            TILES(FORMAT, 1, 8) TILES(FORMAT, 2, 4) TILES(FORMAT, 3, 4) TILES(FORMAT, 4, 4)       \
+            TILES(FORMAT, 5, 2) TILES(FORMAT, 6, 2) TILES(FORMAT, 7, 2) TILES(FORMAT, 8, 2)       \
+        }                                                                                         \
+        break;
+
+static void multiply(const Matrix *m, int64_t first, int64_t last, int rows,
+                     const float *const *x, float *const *out) {
+    switch (m->format) { TILES_OF(FP32) TILES_OF(BF16) TILES_OF(INT8) TILES_OF(INT4) }
+}
+
+/* rows first..last-1 of a matrix times all x, bias added; outputs begin at those of `base` */
+static void multiply_all(const Matrix *m, int64_t base, int64_t first, int64_t last, int rows,
+                         const float *const *x, float *const *out) {
+    float *shifted[MOST_ROWS];
+    for (int r = 0; r < rows; r += MOST_ROWS) {
+        int some = rows - r < MOST_ROWS ? rows - r : MOST_ROWS;
+        for (int j = 0; j < some; j++) shifted[j] = out[r + j] - base;
+        multiply(m, base + first, base + last, some, x + r, shifted);
+        if (m->bias)
+            for (int j = 0; j < some; j++)
+                for (int64_t i = base + first; i < base + last; i++) shifted[j][i] += m->bias[i];
+    }
+}
+
+static void activate(int64_t kind, float *up, const float *gate, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        float u = up[i];
+        if (kind == GELU) up[i] = 0.5f * u * (1.0f + erff(u * 0.70710678f));
+        if (kind == RELU || kind == RELU_SQUARED) up[i] = u > 0 ? (kind == RELU ? u : u * u) : 0;
+    }
+    if (kind != SWIGLU && kind != GELU_TANH) return;
+    for (int64_t i = 0; i < count; i += LANES) { /* 0.5 u (1 + tanh t) = u sigmoid(2 t) */
+        float u[LANES] = {0}, g[LANES] = {0};
+        size_t some = sizeof(float) * (size_t)(count - i < LANES ? count - i : LANES);
+        memcpy(u, up + i, some);
+        if (kind == SWIGLU) memcpy(g, gate + i, some);
+        vec x = load_vec(u), inner = load_vec(g), y;
+        if (kind == GELU_TANH) inner = 1.59576912f * (x + 0.044715f * x * x * x);
+        y = x / (1.0f + exp_vec(-inner));
+        if (kind == SWIGLU) y *= inner;
+        memcpy(up + i, &y, some);
+    }
+}
+
+INLINE void pause_cpu(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* all threads wait for each other; beside other busy programs they give way soon */
+static void meet(Decoder *d) {
+    int phase = atomic_load(&d->phase);
+    if (atomic_fetch_add(&d->arrived, 1) + 1 == d->net.threads) {
+        atomic_store(&d->arrived, 0);
+        atomic_store(&d->phase, phase + 1);
+        return;
+    }
+    for (int spins = 0; atomic_load(&d->phase) == phase; spins++)
+        if (spins < SPINS) pause_cpu(); else sched_yield();
+}
+
+/* this thread's share of the products, then all meet */
+static void run_products(Decoder *d, int *division, const Product *products, int count) {
+    int64_t pieces = 0, before = 0;
+    for (int p = 0; p < count; p++) pieces += (products[p].count + PIECE - 1) / PIECE;
+    int p = 0;
+    for (int piece; (piece = atomic_fetch_add(&d->next[*division], 1)) < pieces;) {
+        while (piece - before >= (products[p].count + PIECE - 1) / PIECE)
+            before += (products[p].count + PIECE - 1) / PIECE, p++;
+        const Product *product = &products[p];
+        int64_t first = (piece - before) * PIECE;
+        int64_t last = first + PIECE < product->count ? first + PIECE : product->count;
+        multiply_all(product->matrix, product->first, first, last, product->rows, product->x,
+                     product->out);
+        if (product->gate == NULL) continue;
+        float gate[MOST_ROWS][PIECE], *to[MOST_ROWS];
+        int gated = d->net.activation == SWIGLU;
+        for (int r = 0; r < product->rows; r += MOST_ROWS) {
+            int some = product->rows - r < MOST_ROWS ? product->rows - r : MOST_ROWS;
+            for (int j = 0; j < some; j++) to[j] = gate[j] - first;
+            if (gated)
+                multiply_all(product->gate, product->first, first, last, some, product->x + r, to);
+            for (int j = 0; j < some; j++)
+                activate(d->net.activation, product->out[r + j] + first, gate[j], last - first);
+        }
+    }
+    ++*division;
+    meet(d);
+}
+
+static void normalise(const Norm *norm, const float *x, float *y, int64_t width) {
+    if (norm->weight == NULL) {
+        if (x != y) memcpy(y, x, sizeof(float) * (size_t)width);
+        return;
+    }
+    double mean = 0, squares = 0;
+    if (!norm->rms) {
+        for (int64_t i = 0; i < width; i++) mean += x[i];
+        mean /= (double)width;
+    }
+    for (int64_t i = 0; i < width; i++) squares += (x[i] - mean) * (x[i] - mean);
+    float centre = (float)mean, factor = (float)(1.0 / sqrt(squares / (double)width + norm->eps));
+    for (int64_t i = 0; i < width; i++) {
+        y[i] = (x[i] - centre) * factor * norm->weight[i];
+        if (norm->bias) y[i] += norm->bias[i];
+    }
+}
+
+static void rotate(const Network *net, float *head, const float *cos, const float *sin) {
+    int64_t pairs = net->rotary_width / 2;
+    for (int64_t j = 0; j < pairs; j++) {
+        int64_t a = net->interleaved ? 2 * j : j, b = net->interleaved ? 2 * j + 1 : j + pairs;
+        float first = head[a], second = head[b];
+        head[a] = first * cos[j] - second * sin[j];
+        head[b] = second * cos[j] + first * sin[j];
+    }
+}
+
+INLINE int64_t cache_place(const Network *net, int64_t layer, int64_t page, int64_t kv, int64_t at) {
+    return (((layer * net->pages + page) * net->kv_heads + kv) * PAGE + at % PAGE) * net->head_dim;
+}
+
+static void store(const Network *net, void *cache, int64_t place, const float *head) {
+    for (int64_t i = 0; i < net->head_dim; i++)
+        if (net->cache_format == BF16) ((uint16_t *)cache)[place + i] = to_bf16(head[i]);
+        else ((float *)cache)[place + i] = head[i];
+}
+
+/* norms and rotation of a row's key head and of the query heads that share it; keys are kept */
+static void place_heads(Decoder *d, const Layer *layer, int64_t number, int row, int64_t kv) {
+    const Network *net = &d->net;
+    int64_t K = net->head_dim, group = net->heads / net->kv_heads, pairs = net->rotary_width / 2;
+    const float *cos = d->batch.cos + row * pairs, *sin = d->batch.sin + row * pairs;
+    float *k = d->k + row * d->kv_width + kv * K, *v = d->v + row * d->kv_width + kv * K;
+    for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
+        float *q = d->q + row * d->q_width + h * K;
+        if (!net->qk_norm_whole) normalise(&layer->q_norm, q, q, K);
+        rotate(net, q, cos, sin);
+    }
+    if (!net->qk_norm_whole) normalise(&layer->k_norm, k, k, K);
+    rotate(net, k, cos, sin);
+    int64_t position = d->batch.positions[row];
+    int64_t page = d->batch.tables[row * d->batch.table_width + position / PAGE];
+    store(net, net->keys, cache_place(net, number, page, kv, position), k);
+    store(net, net->values, cache_place(net, number, page, kv, position), v);
+}
+
+INLINE vec load_cached(const Network *net, const void *cache, int64_t at) {
+    return net->cache_format == BF16 ? load_bf16((const uint16_t *)cache + at)
+                                     : load_vec((const float *)cache + at);
+}
+
+INLINE float one_cached(const Network *net, const void *cache, int64_t at) {
+    return net->cache_format == BF16 ? one_bf16(((const uint16_t *)cache)[at])
+                                     : ((const float *)cache)[at];
+}
+
+/* softmax(q k / sqrt K) v of one row and head over the pages of its sequence */
+static void attend(Decoder *d, int64_t number, int row, int64_t h, float *scores) {
+    const Network *net = &d->net;
+    int64_t K = net->head_dim, kv = h / (net->heads / net->kv_heads), whole = K / LANES * LANES;
+    int64_t position = d->batch.positions[row], length = position + 1;
+    const int64_t *table = d->batch.tables + row * d->batch.table_width;
+    const float *q = d->q + row * d->q_width + h * K;
+    float *z = d->z + row * d->q_width + h * K, scale = 1.0f / sqrtf((float)K), largest = -INFINITY;
+    for (int64_t j = 0; j < length; j++) {
+        int64_t at = cache_place(net, number, table[j / PAGE], kv, j);
+        vec sums = {0};
+        for (int64_t i = 0; i < whole; i += LANES)
+            sums += load_vec(q + i) * load_cached(net, net->keys, at + i);
+        float score = sum_vec(sums);
+        for (int64_t i = whole; i < K; i++) score += q[i] * one_cached(net, net->keys, at + i);
+        score *= scale;
+        if (net->slopes) score -= net->slopes[h] * (float)(position - j);
+        scores[j] = score;
+        if (score > largest) largest = score;
+    }
+    float total = 0;
+    for (int64_t j = 0; j < length; j += LANES) {
+        vec p = exp_vec(load_vec(scores + j) - largest); /* beyond the end: not looked at */
+        memcpy(scores + j, &p, sizeof p);
+        for (int64_t i = j; i < length && i < j + LANES; i++) total += scores[i];
+    }
+    memset(z, 0, sizeof(float) * (size_t)K);
+    for (int64_t j = 0; j < length; j++) {
+        int64_t at = cache_place(net, number, table[j / PAGE], kv, j);
+        float p = scores[j] / total;
+        for (int64_t i = 0; i < whole; i += LANES) {
+            vec sums = load_vec(z + i) + p * load_cached(net, net->values, at + i);
+            memcpy(z + i, &sums, sizeof sums);
+        }
+        for (int64_t i = whole; i < K; i++) z[i] += p * one_cached(net, net->values, at + i);
+    }
+}
+
+static const float *const *row_pointers(Own *own, const float *base, int64_t width, int rows) {
+    for (int r = 0; r < rows; r++) own->rows[r] = base + r * width;
+    return own->rows;
+}
+
+static float *const *out_pointers(float **into, float *base, int64_t width, int rows) {
+    for (int r = 0; r < rows; r++) into[r] = base + r * width;
+    return into;
+}
+
+static void attention(Decoder *d, Own *own, const Layer *layer, int64_t number) {
+    const Network *net = &d->net;
+    int rows = (int)d->batch.rows;
+    const float *const *x = row_pointers(own, own->h, d->d_width, rows);
+    float **outs = own->outs;
+    Product qkv[3] = {
+        {&layer->q, NULL, 0, layer->q.rows, rows, x, out_pointers(outs, d->q, d->q_width, rows)},
+        {&layer->k, NULL, 0, layer->k.rows, rows, x,
+         out_pointers(outs + rows, d->k, d->kv_width, rows)},
+        {&layer->v, NULL, 0, layer->v.rows, rows, x,
+         out_pointers(outs + 2 * rows, d->v, d->kv_width, rows)},
+    };
+    run_products(d, &own->division, qkv, 3);
+    if (net->qk_norm_whole) { /* by one thread for each row, before heads are placed */
+        for (int r; (r = atomic_fetch_add(&d->next[own->division], 1)) < rows;) {
+            float *q = d->q + r * d->q_width, *k = d->k + r * d->kv_width;
+            normalise(&layer->q_norm, q, q, layer->q.rows);
+            normalise(&layer->k_norm, k, k, layer->k.rows);
+        }
+        own->division++;
+        meet(d);
+    }
+    for (int i; (i = atomic_fetch_add(&d->next[own->division], 1)) < rows * net->kv_heads;)
+        place_heads(d, layer, number, i / (int)net->kv_heads, i % net->kv_heads);
+    own->division++;
+    meet(d);
+    for (int i; (i = atomic_fetch_add(&d->next[own->division], 1)) < rows * net->heads;)
+        attend(d, number, i / (int)net->heads, i % net->heads, own->scores);
+    own->division++;
+    meet(d);
+    Product o = {&layer->o, NULL, 0, layer->o.rows, rows, row_pointers(own, d->z, d->q_width, rows),
+                 out_pointers(outs, d->joined, d->d_width, rows)};
+    run_products(d, &own->division, &o, 1);
+    for (int r = 0; r < rows; r++)
+        normalise(&layer->attn_out_norm, d->joined + r * d->d_width,
+                  own->attended + r * d->d_width, net->d_model);
+}
+
+/* the experts of a row and their weights, as model/moe.py chooses them */
+static void route(const Network *net, const Layer *layer, const float *h, Own *own, int row) {
+    int64_t E = net->num_experts, A = net->experts_per_token;
+    float *p = own->chances, largest = -INFINITY;
+    double total = 0;
+    for (int64_t e = 0; e < E; e++) {
+        double sum = 0;
+        for (int64_t i = 0; i < net->d_model; i++)
+            sum += (double)layer->router[e * net->d_model + i] * h[i];
+        p[e] = (float)sum;
+        if (p[e] > largest) largest = p[e];
+    }
+    for (int64_t e = 0; e < E; e++) {
+        p[e] = net->sigmoid ? 1.0f / (1.0f + expf(-p[e])) : expf(p[e] - largest);
+        total += p[e];
+    }
+    if (!net->sigmoid)
+        for (int64_t e = 0; e < E; e++) p[e] /= (float)total;
+    float sum = 0, *weights = own->weights + row * A;
+    int64_t *chosen = own->chosen + row * A;
+    for (int64_t a = 0; a < A; a++) {
+        int64_t best = -1;
+        float best_by = 0;
+        for (int64_t e = 0; e < E; e++) {
+            float by = p[e] + (layer->router_bias ? layer->router_bias[e] : 0);
+            int taken = 0;
+            for (int64_t b = 0; b < a; b++) taken |= chosen[b] == e;
+            if (!taken && (best < 0 || by > best_by)) best = e, best_by = by;
+        }
+        chosen[a] = best;
+        weights[a] = p[best];
+        sum += p[best];
+    }
+    for (int64_t a = 0; a < A; a++)
+        weights[a] = (net->normalise ? weights[a] / sum : weights[a]) * (float)net->router_scale;
+}
+
+/* dense and expert parts of a feed-forward layer; the sum for each row ends in own->h */
+static void feed_forward(Decoder *d, Own *own, const Layer *layer) {
+    const Network *net = &d->net;
+    int rows = (int)d->batch.rows, count = 0, pair = 0;
+    int64_t A = net->experts_per_token, width = layer->experts.width;
+    const float *const *x = row_pointers(own, own->h, d->d_width, rows);
+    if (layer->dense.width)
+        own->products[count++] = (Product){
+            &layer->dense.up, &layer->dense.gate, 0, layer->dense.width, rows, x,
+            out_pointers(own->outs, d->hidden, d->hidden_width, rows)};
+    int dense = count;
+    float *pair_hidden = d->hidden + rows * d->hidden_width, *pair_made = d->made + rows * d->d_width;
+    if (width)
+        for (int r = 0; r < rows; r++) route(net, layer, x[r], own, r);
+    for (int64_t e = 0; width && e < net->num_experts; e++) {
+        int first = pair;
+        for (int i = 0; i < rows * A; i++) {
+            if (own->chosen[i] != e) continue;
+            own->pair_rows[pair] = x[i / A];
+            own->pair_outs[pair++] = pair_hidden + i * d->hidden_width;
+        }
+        if (pair > first)
+            own->products[count++] = (Product){
+                &layer->experts.up, &layer->experts.gate, e * width, width, pair - first,
+                own->pair_rows + first, own->pair_outs + first};
+    }
+    run_products(d, &own->division, own->products, count);
+    if (dense)
+        own->products[0] = (Product){
+            &layer->dense.down, NULL, 0, net->d_model, rows,
+            row_pointers(own, d->hidden, d->hidden_width, rows),
+            out_pointers(own->outs, d->made, d->d_width, rows)};
+    for (int i = 0; i < pair; i++) {
+        int64_t number = (own->pair_outs[i] - pair_hidden) / d->hidden_width;
+        own->pair_rows[i] = own->pair_outs[i];
+        own->pair_outs[i] = pair_made + number * d->d_width;
+    }
+    for (int p = dense; p < count; p++) {
+        own->products[p].first = own->products[p].first / width * net->d_model;
+        own->products[p].matrix = &layer->experts.down;
+        own->products[p].gate = NULL;
+        own->products[p].count = net->d_model;
+    }
+    run_products(d, &own->division, own->products, count);
+    for (int r = 0; r < rows; r++) {
+        float *y = own->h + r * d->d_width;
+        memset(y, 0, sizeof(float) * (size_t)net->d_model);
+        for (int64_t a = 0; width && a < A; a++)
+            for (int64_t i = 0; i < net->d_model; i++)
+                y[i] += own->weights[r * A + a] * pair_made[(r * A + a) * d->d_width + i];
+        for (int64_t i = 0; dense && i < net->d_model; i++) y[i] += d->made[r * d->d_width + i];
+        normalise(&layer->ffn_out_norm, y, y, net->d_model);
+    }
+}
+
+static void embed(Decoder *d, Own *own) {
+    const Network *net = &d->net;
+    const Matrix *m = &net->embedding;
+    for (int r = 0; r < d->batch.rows; r++) {
+        float *x = own->x + r * d->d_width;
+        int64_t token = d->batch.tokens[r], begin = token * m->columns;
+        for (int64_t i = 0; i < m->columns; i++) {
+            if (m->format == FP32) x[i] = ((const float *)m->data)[begin + i];
+            if (m->format == BF16) x[i] = one_bf16(((const uint16_t *)m->data)[begin + i]);
+            if (m->format == INT8)
+                x[i] = ((const int8_t *)m->data)[begin + i] * ((const float *)m->scale)[token];
+        }
+        const float *place = net->positions;
+        if (place) place += (d->batch.positions[r] + net->position_offset) * net->d_model;
+        for (int64_t i = 0; place && i < net->d_model; i++) x[i] += place[i];
+        normalise(&net->embed_norm, x, x, net->d_model);
+    }
+}
+
+static void compute(Decoder *d, Own *own) {
+    const Network *net = &d->net;
+    int rows = (int)d->batch.rows;
+    int64_t D = net->d_model, stride = d->d_width;
+    own->division = 0;
+    embed(d, own);
+    for (int64_t l = 0; l < net->layers; l++) {
+        const Layer *layer = &net->layer[l];
+        for (int r = 0; r < rows; r++)
+            normalise(&layer->norm1, own->x + r * stride, own->h + r * stride, D);
+        attention(d, own, layer, l);
+        for (int r = 0; r < rows; r++) {
+            float *x = own->x + r * stride, *h = own->h + r * stride;
+            if (net->arrangement == SEQUENTIAL)
+                for (int64_t i = 0; i < D; i++) x[i] += own->attended[r * stride + i];
+            if (net->arrangement != PARALLEL) normalise(&layer->norm2, x, h, D);
+        }
+        feed_forward(d, own, layer);
+        for (int64_t i = 0; i < rows * stride; i++)
+            own->x[i] += net->arrangement == SEQUENTIAL ? own->h[i] : own->attended[i] + own->h[i];
+    }
+    for (int r = 0; r < rows; r++)
+        normalise(&net->final_norm, own->x + r * stride, own->h + r * stride, D);
+    Product head = {&net->head, NULL, 0, net->head.rows, rows,
+                    row_pointers(own, own->h, stride, rows),
+                    out_pointers(own->outs, d->batch.logits, net->head.rows, rows)};
+    run_products(d, &own->division, &head, 1);
+}
+
+static void *zeros(int64_t count, int64_t size) {
+    size_t total = (size_t)((count * size + 63) / 64 * 64);
+    void *p = aligned_alloc(64, total ? total : 64);
+    if (p) memset(p, 0, total);
+    return p;
+}
+
+static Own own_memory(const Decoder *d) {
+    const Network *net = &d->net;
+    int64_t R = net->most_rows, pairs = R * (net->experts_per_token + 1);
+    return (Own){
+        .x = zeros(R * d->d_width, 4), .h = zeros(R * d->d_width, 4),
+        .attended = zeros(R * d->d_width, 4), .scores = zeros(net->pages * PAGE + LANES, 4),
+        .chances = zeros(net->num_experts, 4), .rows = zeros(R, 8), .pair_rows = zeros(pairs, 8),
+        .outs = zeros(3 * R, 8), .pair_outs = zeros(pairs, 8), .chosen = zeros(pairs, 8),
+        .weights = zeros(pairs, 4), .products = zeros(pairs + 1, sizeof(Product)),
+    };
+}
+
+static void free_own(Own *own) {
+    void *all[] = {own->x, own->h, own->attended, own->scores, own->chances, own->rows,
+                   own->pair_rows, own->outs, own->pair_outs, own->chosen, own->weights,
+                   own->products};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+static void *work(void *argument) {
+    Decoder *d = argument;
+    Own own = own_memory(d);
+    for (int64_t seen = 0;;) {
+        pthread_mutex_lock(&d->lock);
+        while (d->generation == seen && !d->stopping) pthread_cond_wait(&d->begin, &d->lock);
+        seen = d->generation;
+        int stopping = d->stopping;
+        pthread_mutex_unlock(&d->lock);
+        if (stopping) break;
+        compute(d, &own);
+        atomic_fetch_add(&d->done, 1);
+    }
+    free_own(&own);
+    return NULL;
+}
+
+Decoder *decoder_open(const Network *net, int64_t widest_hidden) {
+    Decoder *d = zeros(1, sizeof *d);
+    d->net = *net;
+    int64_t R = net->most_rows, pairs = R * (net->experts_per_token + 1);
+    d->q_width = padded(net->heads * net->head_dim);
+    d->kv_width = padded(net->kv_heads * net->head_dim);
+    d->d_width = padded(net->d_model);
+    d->hidden_width = padded(widest_hidden);
+    d->q = zeros(R * d->q_width, 4), d->z = zeros(R * d->q_width, 4);
+    d->k = zeros(R * d->kv_width, 4), d->v = zeros(R * d->kv_width, 4);
+    d->joined = zeros(R * d->d_width, 4), d->made = zeros(pairs * d->d_width, 4);
+    d->hidden = zeros(pairs * d->hidden_width, 4);
+    d->own = own_memory(d);
+    d->num_next = (int)(net->layers * 8 + 2);
+    d->next = zeros(d->num_next, sizeof *d->next);
+    pthread_mutex_init(&d->lock, NULL);
+    pthread_cond_init(&d->begin, NULL);
+    d->workers = zeros(net->threads, sizeof *d->workers);
+    for (int t = 1; t < net->threads; t++) pthread_create(&d->workers[t], NULL, work, d);
+    return d;
+}
+
+void decoder_step(Decoder *d, const Batch *batch) {
+    pthread_mutex_lock(&d->lock);
+    d->batch = *batch;
+    memset(d->next, 0, sizeof *d->next * (size_t)d->num_next);
+    atomic_store(&d->done, 1);
+    d->generation++;
+    pthread_cond_broadcast(&d->begin);
+    pthread_mutex_unlock(&d->lock);
+    compute(d, &d->own);
+    while (atomic_load(&d->done) < d->net.threads) sched_yield();
+}
+
+void decoder_close(Decoder *d) {
+    pthread_mutex_lock(&d->lock);
+    d->stopping = 1;
+    pthread_cond_broadcast(&d->begin);
+    pthread_mutex_unlock(&d->lock);
+    for (int t = 1; t < d->net.threads; t++) pthread_join(d->workers[t], NULL);
+    free_own(&d->own);
+    void *all[] = {d->q, d->k, d->v, d->z, d->joined, d->made, d->hidden, d->next, d->workers};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    free(d);
+}

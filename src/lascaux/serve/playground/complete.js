@@ -1,0 +1,413 @@
+/* The completion page: a document, its editor and all that can be done to it. */
+
+import { ApiError, tokenise } from "./api.js";
+import { activeFork, drawOutline, forkNumber, placeForks, walkOutline } from "./branches.js";
+import { Editor } from "./editor.js";
+import { paintOrigin, paintSurprise, placeMarks } from "./marks.js";
+import { promptOf } from "./prompt.js";
+import { $, announce, isMac, keyNames, openShare, pressed, say } from "./shell.js";
+import { finishWords, meanWords, statusWords } from "./status.js";
+import { TokenView } from "./tokenview.js";
+import { Writer, alternativeAt, completionBody, newRun, newSeed } from "./writer.js";
+
+const SETTLE_MS = 350;
+const COUNT_MS = 600;
+
+export class Complete {
+  constructor({ facts, panel, store, doc, popover }) {
+    Object.assign(this, { facts, panel, store, doc, popover });
+    this.chosenFork = null;
+    this.figures = {};
+    this.surprise = false;
+    this.editor = new Editor($("editor"), {
+      edit: (start, end, inserted, selection) => this.#edited(start, end, inserted, selection),
+      text: () => this.doc.text,
+      undo: () => this.undo(),
+      redo: () => this.redo(),
+      select: () => this.#caretMoved(),
+    });
+    this.writer = new Writer(facts, {
+      change: () => this.#drawn(),
+      progress: (figures) => {
+        this.figures = figures;
+      },
+    });
+    this.view = new TokenView(this, popover);
+    this.keys = shortcuts(this);
+    this.#wire();
+    this.show(doc);
+  }
+
+  get isShown() {
+    return !$("complete").hidden;
+  }
+
+  /* Another document takes the place of this one. */
+  show(doc) {
+    this.writer.stop();
+    this.doc = doc;
+    this.figures = {};
+    this.chosenFork = null;
+    const end = doc.length;
+    this.editor.show(doc.text, { start: end, end });
+    this.#rest();
+    this.focus();
+  }
+
+  focus() {
+    if (matchMedia("(hover: hover)").matches) this.editor.focus();
+  }
+
+  #wire() {
+    const click = (id, action) => $(id).addEventListener("click", action);
+    click("continue", () => (this.writer.running ? this.writer.stop() : this.continue()));
+    click("retry", () => this.retry());
+    click("undo", () => this.undo());
+    click("redo", () => this.redo());
+    click("previous", () => this.turn(-1));
+    click("next", () => this.turn(1));
+    click("tokens", () => this.view.toggle());
+    click("surprise", () => this.toggleSurprise());
+    click("score", () => this.score());
+    click("share", () => this.share());
+    walkOutline($("branches"));
+    document.addEventListener("keydown", (event) => this.#key(event));
+    addEventListener("resize", () => this.#decorate());
+    addEventListener("pagehide", () => this.store.save(this.doc));
+    $("scroller").addEventListener("pointerdown", (event) => {
+      if (event.target.closest(".sheet") && !event.target.closest("#editor, button, i")) {
+        event.preventDefault();
+        this.editor.selection = { start: this.doc.length, end: this.doc.length };
+        this.editor.focus();
+      }
+    });
+  }
+
+  #key(event) {
+    if (!this.isShown || document.querySelector("dialog[open]")) return;
+    const inField = event.target.closest("input, textarea");
+    const found = this.keys.find(([keys]) => pressed(event, keys) && !(inField && /Mod.*Key/.test(keys)));
+    if (found) found[1]();
+    else if (event.key === "Escape" && this.writer.running) this.writer.stop();
+    else return;
+    event.preventDefault();
+  }
+
+  // Editing
+
+  #edited(start, end, inserted, selection) {
+    this.doc.edit(start, end, inserted, { selection, now: performance.now() });
+    this.chosenFork = null;
+    this.editor.show(this.doc.text);
+    this.popover.hide();
+    paintSurprise(this.editor, this.doc.pieces, this.surprise);
+    this.#buttons();
+    clearTimeout(this.settling);
+    this.settling = setTimeout(() => this.#rest(), SETTLE_MS);
+  }
+
+  #caretMoved() {
+    this.chosenFork = null;
+    if (!this.writer.running) this.#showFork(this.forks ?? []);
+  }
+
+  undo() {
+    this.#travel(() => this.doc.undo(this.editor.selection));
+  }
+
+  redo() {
+    this.#travel(() => this.doc.redo(this.editor.selection));
+  }
+
+  async #travel(move) {
+    if (this.writer.running) {
+      this.writer.stop();
+      await this.drawing;
+    }
+    const selection = move();
+    if (!selection) return;
+    this.editor.show(this.doc.text, selection);
+    this.#rest();
+  }
+
+  // Drawing
+
+  continue() {
+    return this.#draw(this.doc.pieces, this.#seed());
+  }
+
+  /* The same place again; a fixed seed moves on, or the same text would come. */
+  retry() {
+    if (this.writer.running) return;
+    const base = this.doc.beforeLastRun();
+    this.doc.settle();
+    return this.#draw(base, this.panel.seed === null ? newSeed() : this.panel.seed + this.doc.numAfter(base));
+  }
+
+  branchHere() {
+    if (this.writer.running) return;
+    const { end } = this.editor.selection;
+    return this.#draw(this.doc.upTo(end), this.#seed());
+  }
+
+  /* Puts another token in the place of one, and goes on from there. */
+  async pick(index, alternative) {
+    if (this.writer.running) return;
+    try {
+      const other = await alternativeAt(this.doc, index, alternative, tokenise);
+      const run = newRun();
+      const base = this.doc.withAlternative(index, other, run);
+      if (other.name !== this.facts.endToken) return await this.#draw(base, this.#seed(), run);
+      this.doc.replace([...base.slice(0, -1), { ...base[base.length - 1], end: true }]);
+      this.editor.show(this.doc.text);
+      this.#rest();
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+
+  #seed() {
+    return this.panel.seed ?? newSeed();
+  }
+
+  async #draw(base, seed, run) {
+    if (this.writer.running) return;
+    const settings = this.panel.settings();
+    if (!settings) return;
+    say($("message"), null);
+    this.popover.hide();
+    clearTimeout(this.settling);
+    this.figures = {};
+    this.follow = this.#nearEnd();
+    this.drawing = this.writer.draw(this.doc, base, settings, { seed, run, selection: this.editor.selection });
+    try {
+      await this.drawing;
+      announce("Done");
+    } catch (error) {
+      this.#failed(error);
+    }
+    const end = this.doc.length;
+    this.editor.select({ start: end, end });
+    this.#rest();
+  }
+
+  #failed(error) {
+    if (!(error instanceof ApiError)) console.error(error);
+    const full = error.code === "context_length_exceeded";
+    say($("message"), full ? `The text is too long for the model. ${error.message}` : error.message,
+      { label: "Try again", run: () => this.continue() });
+  }
+
+  /* While tokens come: at most once a frame. */
+  #drawn() {
+    if (this.frame) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = 0;
+      this.editor.lock(this.writer.running);
+      const { length } = this.editor.text;
+      this.editor.show(this.doc.text);
+      if (this.doc.length > length && this.follow) this.#scrollToEnd();
+      if (this.surprise) paintSurprise(this.editor, this.doc.pieces, true);
+      else paintOrigin(this.editor, this.doc.pieces);
+      this.#buttons();
+      this.#status();
+      if (this.writer.running) this.#showFork([]);
+    });
+  }
+
+  #nearEnd() {
+    const frame = $("scroller").getBoundingClientRect();
+    return this.#endBox().top < frame.bottom;
+  }
+
+  #endBox() {
+    const { length } = this.editor.text;
+    const boxes = this.editor.rangeOf(Math.max(0, length - 1), length).getClientRects();
+    return boxes[boxes.length - 1] ?? $("editor").getBoundingClientRect();
+  }
+
+  #scrollToEnd() {
+    const frame = $("scroller").getBoundingClientRect();
+    const below = this.#endBox().bottom + 60 - frame.bottom;
+    if (below > 0) $("scroller").scrollTop += below;
+  }
+
+  // Branches
+
+  turn(step, fork = null) {
+    if (this.writer.running) {
+      if (this.writer.job.answers.length > 1) this.writer.turn(step);
+      return;
+    }
+    const chosen = fork ?? activeFork(this.doc.forks(), this.chosenFork, this.editor.selection.end);
+    if (!chosen) return;
+    const index = chosen.index < 0 ? (step > 0 ? 0 : chosen.count - 1) : (chosen.index + step + chosen.count) % chosen.count;
+    this.#goTo(chosen.children[index], chosen.node);
+  }
+
+  #goTo(node, fork = null) {
+    if (this.writer.running) return;
+    this.doc.goTo(node);
+    const end = this.doc.length;
+    this.editor.show(this.doc.text, { start: end, end });
+    this.chosenFork = fork;
+    this.#rest();
+  }
+
+  walkForks(step) {
+    const forks = this.doc.forks();
+    const at = forks.indexOf(activeFork(forks, this.chosenFork, this.editor.selection.end));
+    const next = forks[at + step];
+    if (!next) return;
+    this.chosenFork = next.node;
+    this.#showFork(forks);
+    $("scroller").scrollTop += this.editor.rangeOf(next.offset, next.offset).getBoundingClientRect().top - innerHeight / 2;
+  }
+
+  #showFork(forks) {
+    this.forks = forks;
+    const active = activeFork(forks, this.chosenFork, this.editor.selection.end);
+    placeForks($("gutter"), this.editor, document.querySelector(".sheet"), forks, active, (fork, step) => this.turn(step, fork));
+    const { job } = this.writer;
+    const several = job && job.answers.length > 1;
+    $("branch").hidden = !active && !several;
+    if (several) $("branch-number").textContent = `${job.shown + 1}/${job.answers.length}`;
+    else if (active) $("branch-number").textContent = forkNumber(active);
+  }
+
+  // Tokens
+
+  toggleSurprise(on = !this.surprise) {
+    this.surprise = on;
+    $("surprise").setAttribute("aria-pressed", String(on));
+    $("legend").hidden = !on;
+    this.#decorate();
+  }
+
+  async score() {
+    if (this.writer.running || !this.doc.length) return;
+    say($("message"), null);
+    $("score").disabled = true;
+    try {
+      await this.writer.score(this.doc);
+      this.toggleSurprise(true);
+      this.#rest();
+    } catch (error) {
+      this.#failed(error);
+    }
+    $("score").disabled = false;
+  }
+
+  /* The request that drew the end of the text, else the one that would be sent now. */
+  async share() {
+    const settings = this.panel.settings();
+    if (!settings) return;
+    try {
+      const last = this.doc.lastRun();
+      const base = last ? this.doc.beforeLastRun() : this.doc.pieces;
+      const { ids } = await promptOf(base, this.facts);
+      const typed = base.every((piece) => piece.run === undefined) && base.length > 0;
+      const text = base.map((piece) => piece.text).join("");
+      // Read as text, the names of special tokens would be ordinary text.
+      const asText = typed && !/<[^<>]*>/.test(text);
+      const body = completionBody(this.facts, last?.settings ?? settings, asText ? text : ids, last?.seed ?? this.#seed());
+      const note = asText ? "" : "The prompt is token ids, so that drawn text is read exactly as it was drawn.";
+      openShare({ path: "/v1/completions", body, note });
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+
+  // Showing
+
+  /* All that is worth doing when the text has come to rest. */
+  #rest() {
+    clearTimeout(this.settling);
+    this.editor.lock(this.writer.running);
+    if (this.writer.running) return;
+    this.doc.settle();
+    this.editor.show(this.doc.text);
+    this.#decorate();
+    drawOutline($("branches"), this.doc, (node) => this.#goTo(node));
+    this.#buttons();
+    this.#status();
+    this.#count();
+    this.store.save(this.doc);
+  }
+
+  #decorate() {
+    if (!this.isShown) return;
+    const { pieces } = this.doc;
+    paintSurprise(this.editor, pieces, this.surprise);
+    placeMarks($("marks"), this.editor, document.querySelector(".sheet"), pieces);
+    this.#showFork(this.writer.running ? [] : this.doc.forks());
+    $("mean").textContent = meanWords(pieces);
+  }
+
+  refresh() {
+    this.#decorate();
+    this.focus();
+  }
+
+  /* The server has told what model there is. */
+  learned() {
+    this.#status();
+    this.#count();
+  }
+
+  #buttons() {
+    const running = this.writer.running;
+    $("continue").firstElementChild.textContent = running ? "Stop" : "Continue";
+    $("continue").lastElementChild.textContent = keyNames(running ? "Esc" : "Mod+Enter");
+    $("retry").disabled = running || !this.doc.length;
+    $("undo").disabled = !this.doc.past.length;
+    $("redo").disabled = running || !this.doc.future.length;
+    $("complete").setAttribute("aria-busy", String(running));
+  }
+
+  #status() {
+    const last = this.doc.lastRun();
+    const figures = { ...this.figures };
+    if (!this.writer.running && last) Object.assign(figures, { seed: last.seed, finish: finishWords(last) });
+    $("status").textContent = statusWords(figures, this.writer.running, this.numTokens, this.facts.maxContext);
+  }
+
+  /* How much of the context the text takes. */
+  #count() {
+    clearTimeout(this.counting);
+    this.counting = setTimeout(async () => {
+      const { pieces } = this.doc;
+      try {
+        const { ids } = await promptOf(pieces, this.facts);
+        if (this.doc.pieces !== pieces) return;
+        this.numTokens = pieces.length ? ids.length : 0;
+        this.#status();
+      } catch (error) {
+        if (!(error instanceof ApiError)) throw error; // a count is not worth a message
+      }
+    }, COUNT_MS);
+  }
+}
+
+/* Keys by their place on the keyboard, and what they do. */
+function shortcuts(page) {
+  const turns = isMac
+    ? ["Alt+BracketLeft", "Alt+BracketRight", "Alt+Shift+BracketLeft", "Alt+Shift+BracketRight"]
+    : ["Alt+ArrowLeft", "Alt+ArrowRight", "Alt+ArrowUp", "Alt+ArrowDown"];
+  return [
+    ["Mod+Enter", () => page.continue()],
+    ["Mod+Shift+Enter", () => page.retry()],
+    ["Alt+Enter", () => page.branchHere()],
+    ["Mod+KeyZ", () => page.undo()],
+    ["Mod+Shift+KeyZ", () => page.redo()],
+    ["Mod+KeyY", () => page.redo()],
+    ["Alt+KeyT", () => page.view.toggle()],
+    ["Alt+KeyH", () => page.toggleSurprise()],
+    ["Alt+KeyP", () => page.score()],
+    ["Alt+KeyC", () => page.share()],
+    [turns[0], () => page.turn(-1)],
+    [turns[1], () => page.turn(1)],
+    [turns[2], () => page.walkForks(-1)],
+    [turns[3], () => page.walkForks(1)],
+  ];
+}

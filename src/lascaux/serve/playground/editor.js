@@ -1,0 +1,209 @@
+/* The text on the page: one text node that the browser edits and whose changes are read back.
+
+   Origin and scores of the text are painted over it (marks.js), so there is nothing in it but the
+   text: what is shown is what is sent, to the last space. */
+
+import { changeBetween } from "./pieces.js";
+
+export function rangeIn(node, start, end) {
+  const range = new Range();
+  range.setStart(node, Math.min(start, node.data.length));
+  range.setEnd(node, Math.min(end, node.data.length));
+  return range;
+}
+
+/* Offset of the character of a text node under a point of the screen; −1 where there is none. */
+export function offsetIn(node, x, y) {
+  let found, offset;
+  if (document.caretPositionFromPoint) {
+    const position = document.caretPositionFromPoint(x, y);
+    [found, offset] = [position?.offsetNode, position?.offset];
+  } else {
+    const range = document.caretRangeFromPoint(x, y);
+    [found, offset] = [range?.startContainer, range?.startOffset];
+  }
+  if (found !== node) return -1;
+  for (const from of [offset - 1, offset]) {
+    if (from < 0 || from >= node.data.length) continue;
+    for (const box of rangeIn(node, from, from + 1).getClientRects()) {
+      if (x >= box.left && x < box.right && y >= box.top && y < box.bottom) return from;
+    }
+  }
+  return -1;
+}
+
+export class Editor {
+  /* `on`: edit(start, end, inserted, selectionBefore), undo(), redo(), select(), and text(): what
+     the text was before the browser changed it. */
+  constructor(element, on) {
+    this.element = element;
+    this.on = on;
+    this.node = document.createTextNode("");
+    this.locked = false;
+    this.editable = true;
+    this.selection = { start: 0, end: 0 };
+    this.#normalise("");
+    if (element.contentEditable !== "plaintext-only") element.contentEditable = "true";
+    element.addEventListener("beforeinput", (event) => this.#beforeInput(event));
+    element.addEventListener("input", () => this.#read());
+    element.addEventListener("compositionend", () => this.#read());
+    element.addEventListener("paste", (event) => this.#paste(event));
+    element.addEventListener("copy", (event) => this.#copy(event));
+    document.addEventListener("selectionchange", () => this.#noteSelection());
+  }
+
+  get text() {
+    return this.node.data;
+  }
+
+  /* Shows a text; touches only what differs, so that selection and layout stay. */
+  show(text, selection) {
+    if (text !== this.node.data || !this.#isNormal()) {
+      if (!this.#isNormal()) this.#normalise(this.node.data);
+      const { start, end, inserted } = changeBetween(this.node.data, text);
+      this.node.replaceData(start, end - start, inserted);
+    }
+    this.element.classList.toggle("blank", !text);
+    if (selection) this.select(selection);
+  }
+
+  select({ start, end }) {
+    const length = this.node.data.length;
+    this.selection = { start: Math.min(start, length), end: Math.min(end, length) };
+    if (document.activeElement !== this.element) return;
+    getSelection().setBaseAndExtent(this.node, this.selection.start, this.node, this.selection.end);
+  }
+
+  focus() {
+    this.element.focus({ preventScroll: true });
+    this.select(this.selection);
+  }
+
+  /* While locked the text can be read and selected, not changed. */
+  lock(locked) {
+    this.locked = locked;
+    this.element.setAttribute("aria-readonly", String(locked));
+  }
+
+  setEditable(editable) {
+    this.editable = editable;
+    this.element.contentEditable = editable ? "plaintext-only" : "false";
+    this.element.tabIndex = 0;
+  }
+
+  rangeOf(start, end) {
+    return rangeIn(this.node, start, end);
+  }
+
+  offsetAt(x, y) {
+    return offsetIn(this.node, x, y);
+  }
+
+  #isNormal() {
+    const { childNodes } = this.element;
+    return childNodes.length === 2 && childNodes[0] === this.node && childNodes[1].nodeName === "BR";
+  }
+
+  /* The line break at the end makes a last empty line visible. */
+  #normalise(text) {
+    this.node.data = text;
+    this.element.replaceChildren(this.node, document.createElement("br"));
+  }
+
+  #beforeInput(event) {
+    if (this.locked || event.inputType.startsWith("format")) {
+      event.preventDefault();
+    } else if (event.inputType === "insertParagraph" || event.inputType === "insertLineBreak") {
+      event.preventDefault();
+      this.#replaceSelection("\n");
+    } else if (event.inputType === "insertFromDrop") {
+      event.preventDefault();
+      const [range] = event.getTargetRanges();
+      if (range?.startContainer === this.node) this.select({ start: range.startOffset, end: range.endOffset });
+      this.#replaceSelection(plain(event.dataTransfer?.getData("text/plain") ?? ""));
+    } else if (event.inputType === "historyUndo" || event.inputType === "historyRedo") {
+      event.preventDefault();
+      this.on[event.inputType === "historyUndo" ? "undo" : "redo"]();
+    }
+  }
+
+  #replaceSelection(inserted) {
+    const before = this.selection;
+    const after = before.start + inserted.length;
+    this.on.edit(before.start, before.end, inserted, before);
+    this.select({ start: after, end: after });
+    this.#scrollToCaret();
+  }
+
+  #scrollToCaret() {
+    const range = this.rangeOf(this.selection.start, this.selection.start);
+    const box = range.getClientRects()[0];
+    const frame = this.element.closest(".scroller");
+    if (!box || !frame) return;
+    const below = box.bottom + 40 - frame.getBoundingClientRect().bottom;
+    if (below > 0) frame.scrollTop += below;
+  }
+
+  #paste(event) {
+    event.preventDefault();
+    if (this.locked || !this.editable) return;
+    this.#replaceSelection(plain(event.clipboardData.getData("text/plain")));
+  }
+
+  #copy(event) {
+    const { start, end } = this.selection;
+    if (start === end) return;
+    event.preventDefault();
+    event.clipboardData.setData("text/plain", this.node.data.slice(start, end));
+  }
+
+  /* Takes over what the browser did to the text. */
+  #read() {
+    const before = this.selection;
+    const text = this.#domText();
+    const caret = this.#domOffset(getSelection().focusNode, getSelection().focusOffset) ?? text.length;
+    const known = this.on.text();
+    if (!this.#isNormal()) {
+      this.#normalise(text);
+      this.select({ start: caret, end: caret });
+    }
+    if (this.locked) {
+      this.show(known);
+    } else if (text !== known) {
+      const { start, end, inserted } = changeBetween(known, text, caret);
+      this.on.edit(start, end, inserted, before);
+    }
+    this.#noteSelection();
+  }
+
+  #domText() {
+    let text = "";
+    const last = this.element.lastChild;
+    for (const child of this.element.childNodes) {
+      if (child.nodeName === "BR") text += child === last ? "" : "\n";
+      else text += child.textContent;
+    }
+    return text;
+  }
+
+  #domOffset(node, offset) {
+    if (!this.element.contains(node)) return null;
+    const range = new Range();
+    range.setStart(this.element, 0);
+    range.setEnd(node, offset);
+    return range.toString().length;
+  }
+
+  #noteSelection() {
+    const selection = getSelection();
+    if (!selection.rangeCount || !this.element.contains(selection.anchorNode)) return;
+    const range = selection.getRangeAt(0);
+    const start = this.#domOffset(range.startContainer, range.startOffset);
+    const end = this.#domOffset(range.endContainer, range.endOffset);
+    if (start === this.selection.start && end === this.selection.end) return;
+    this.selection = { start, end };
+    this.on.select();
+  }
+}
+
+const plain = (text) => text.replaceAll("\r\n", "\n").replaceAll("\r", "\n");

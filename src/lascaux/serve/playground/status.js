@@ -1,0 +1,36 @@
+/* Figures in words. No DOM here. */
+
+const thousands = (number) => number.toLocaleString("en-US");
+
+export function finishWords({ finishReason, settings }) {
+  if (finishReason === "length") return settings.max_tokens ? "reached max tokens" : "the context is full";
+  if (finishReason === "stop") return "ended by itself";
+  return finishReason ? null : "stopped";
+}
+
+export function statusWords(figures, running, numTokens, maxContext) {
+  const words = [];
+  const { tokensPerSecond, firstTokenSeconds, promptTokens, cachedTokens, seed, finish } = figures;
+  if (running && !figures.numTokens) words.push("reading the text…");
+  if (figures.numTokens) words.push(`${thousands(figures.numTokens)} ${figures.numTokens === 1 ? "token" : "tokens"} drawn`);
+  if (tokensPerSecond) words.push(`${tokensPerSecond.toFixed(tokensPerSecond < 10 ? 1 : 0)} tokens/s`);
+  if (firstTokenSeconds !== null && firstTokenSeconds !== undefined) words.push(`first after ${seconds(firstTokenSeconds)}`);
+  if (cachedTokens) words.push(`${thousands(cachedTokens)} read from cache`);
+  if (seed !== undefined) words.push(`seed ${seed}`);
+  if (finish) words.push(finish);
+  const used = running && promptTokens ? promptTokens + (figures.numTokens ?? 0) : numTokens;
+  if (used !== undefined) words.push(maxContext ? `${thousands(used)} of ${thousands(maxContext)} tokens` : `${thousands(used)} tokens`);
+  return words.join("  ·  ");
+}
+
+function seconds(value) {
+  return value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(1)} s`;
+}
+
+/* Mean surprise of the tokens that have a score. */
+export function meanWords(pieces) {
+  const scored = pieces.filter((piece) => piece.logprob !== undefined && !piece.stale);
+  if (!scored.length) return "";
+  const mean = scored.reduce((sum, piece) => sum - piece.logprob, 0) / scored.length;
+  return `· mean ${mean.toFixed(2)} nats a token over ${thousands(scored.length)}`;
+}

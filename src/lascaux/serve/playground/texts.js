@@ -1,0 +1,120 @@
+/* The menu of texts: new, earlier ones, to a file and back. */
+
+import { $, say } from "./shell.js";
+import { decodeDocument, encodeDocument } from "./saved.js";
+import { titleOf } from "./store.js";
+
+const MOST_LISTED = 12;
+
+function item(label, action, detail) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.setAttribute("role", "menuitem");
+  const text = document.createElement("span");
+  text.textContent = label;
+  button.append(text);
+  if (detail) {
+    const small = document.createElement("small");
+    small.textContent = detail;
+    button.append(small);
+  }
+  button.addEventListener("click", () => {
+    close();
+    action();
+  });
+  return button;
+}
+
+function ago(time) {
+  const minutes = Math.round((Date.now() - time) / 60000);
+  if (minutes < 1) return "now";
+  if (minutes < 60) return `${minutes} min`;
+  if (minutes < 48 * 60) return `${Math.round(minutes / 60)} h`;
+  return `${Math.round(minutes / 1440)} d`;
+}
+
+function close() {
+  $("documents-menu").hidden = true;
+  $("documents").setAttribute("aria-expanded", "false");
+}
+
+function save(doc) {
+  const data = new Blob([JSON.stringify(encodeDocument(doc))], { type: "application/json" });
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(data);
+  link.download = `${titleOf(doc).replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "text"}.json`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+export function setUpTexts(page, store) {
+  const open = (doc) => {
+    page.show(doc);
+  };
+  const leave = () => store.save(page.doc);
+
+  async function load(file) {
+    try {
+      const doc = decodeDocument(JSON.parse(await file.text()));
+      leave();
+      store.create();
+      open(doc);
+    } catch (error) {
+      say($("message"), `${file.name} cannot be read: ${error.message}`);
+    }
+  }
+
+  function entries() {
+    const rule = () => document.createElement("hr");
+    const others = store.list().filter(({ id }) => id !== store.id).slice(0, MOST_LISTED);
+    const list = [
+      item("New text", () => {
+        leave();
+        open(store.create());
+      }),
+      item("Export as JSON", () => save(page.doc)),
+      item("Import…", () => $("import-file").click()),
+      item("Delete this text", () => {
+        if (!confirm("Delete this text and all of its branches?")) return;
+        store.remove(store.id);
+        open(store.create());
+      }),
+    ];
+    if (others.length) list.push(rule());
+    for (const { id, title, time } of others) {
+      list.push(item(title, () => {
+        leave();
+        open(store.open(id));
+      }, ago(time)));
+    }
+    return list;
+  }
+
+  $("documents").addEventListener("click", () => {
+    if (!$("documents-menu").hidden) return close();
+    leave();
+    $("documents-menu").replaceChildren(...entries());
+    $("documents-menu").hidden = false;
+    $("documents").setAttribute("aria-expanded", "true");
+    $("documents-menu").querySelector("button").focus();
+  });
+  $("documents-menu").addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const buttons = [...$("documents-menu").querySelectorAll("button")];
+    if (step) buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length].focus();
+    else if (event.key === "Escape") {
+      close();
+      $("documents").focus();
+    } else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  document.addEventListener("pointerdown", (event) => {
+    if (!event.target.closest(".menu")) close();
+  });
+  $("import-file").addEventListener("change", () => {
+    const [file] = $("import-file").files;
+    if (file) load(file);
+    $("import-file").value = "";
+  });
+}
