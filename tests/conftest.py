@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lascaux.cli import main
-from lascaux.train import machine
+from lascaux.parallel import hardware
 
 SMALL_RUN = """
 [model]
@@ -61,7 +61,7 @@ def quick_and_repeatable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(machine, "PEAK_SECONDS", 0.0)
+        patch.setattr(hardware, "PEAK_SECONDS", 0.0)
         yield
 
 

@@ -256,6 +256,9 @@ def build(server: FakeServer) -> Starlette:
             choice = {"index": 0, "text": "", "finish_reason": "length", "prompt_token_ids": ids}
             choice["logprobs"] = scores([], ids, contribution(ids), body["logprobs"])
             return JSONResponse({"choices": [choice | {"token_ids": []}]})
+        if not body.get("stream"):
+            chunks = Script({"logprobs": 1, **body}, ids, False).chunks(0)
+            return JSONResponse({"choices": [{"text": "".join(each["text"] for each in chunks)}]})
         return StreamingResponse(events(server, Script(body, ids, False)), headers=STREAM)
 
     async def chat(request: Request) -> Response:

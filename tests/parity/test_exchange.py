@@ -49,7 +49,7 @@ from lascaux.exchange.families import FAMILIES
 from lascaux.exchange.importing import import_folder
 from lascaux.exchange.settings import Settings
 from lascaux.generate.continuation import generate_text
-from lascaux.generate.load import find_checkpoint, load_for_generation
+from lascaux.generate.load import LoadedModel, find_checkpoint, load_for_generation
 from lascaux.model.accounting import count_parameters
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer
@@ -219,6 +219,10 @@ def assert_close(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got / scale, wanted / scale, atol=LOGITS_TOLERANCE, rtol=0)
 
 
+def in_fp32(run: Path) -> LoadedModel:
+    return load_for_generation(run, ["--generate.weights=fp32"])
+
+
 def read_all(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -246,7 +250,7 @@ def test_an_import_computes_what_transformers_computes(
     assert found.ignored_tensors == ()
     # transformers' defaults, which are ids of other tokenizers
     assert all(words.startswith("eos_token_id") for words in found.ignored_settings)
-    loaded = load_for_generation(tmp_path / "run")
+    loaded = in_fp32(tmp_path / "run")
     assert loaded.model.config.vocab_rows == V
     assert loaded.model.config.vocab_size == tokenizer.vocab_size < V
     with torch.no_grad():
@@ -357,7 +361,7 @@ def test_a_preset_exports_and_transformers_computes_the_same(
     with torch.no_grad():
         assert_close(their_logits(theirs), ours(tokens()))
     import_folder(tmp_path / "hf", tmp_path / "again", console)
-    again = load_for_generation(tmp_path / "again").model
+    again = in_fp32(tmp_path / "again").model
     with torch.no_grad():
         assert torch.equal(again(tokens()), ours(tokens()))
     if not found.zero_biases:
@@ -509,7 +513,7 @@ def test_old_files_without_the_prefix_are_read(
     rewrite(source, lambda t: {n.removeprefix(prefix): tensor for n, tensor in t.items()})
     import_folder(source, tmp_path / "run", console)
     with torch.no_grad():
-        assert_close(load_for_generation(tmp_path / "run").model(tokens()), their_logits(model))
+        assert_close(in_fp32(tmp_path / "run").model(tokens()), their_logits(model))
 
 
 def test_old_buffers_and_a_saved_tied_head_are_left_out(
@@ -552,4 +556,4 @@ def test_old_spellings_of_config_json_are_read(
     (source / "config.json").write_text(json.dumps(old))
     import_folder(source, tmp_path / "run", console)
     with torch.no_grad():
-        assert_close(load_for_generation(tmp_path / "run").model(tokens()), their_logits(model))
+        assert_close(in_fp32(tmp_path / "run").model(tokens()), their_logits(model))

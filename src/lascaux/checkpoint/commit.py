@@ -6,10 +6,13 @@ library only; every OSError reaches the caller. One process at a time works in a
 checkpoints: the one that holds the run's lock.
 """
 
+import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 TEMPORARY = ".tmp_"
@@ -41,6 +44,7 @@ def commit_folder(final: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = _sibling(final, TEMPORARY)
     os.mkdir(temporary)
+    held = _lock(temporary)
     try:
         write(temporary)
         sync_folder(temporary)
@@ -55,6 +59,8 @@ def commit_folder(final: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(held)
 
 
 def retire_folders(paths: Iterable[Path]) -> None:
@@ -72,6 +78,31 @@ def remove_leftovers(parent: Path) -> None:
     for name in sorted(os.listdir(parent)):
         if name.startswith((TEMPORARY, RETIRED)):
             shutil.rmtree(parent / name)
+
+
+def remove_abandoned(final: Path) -> None:
+    """Delete what a process that died was writing to become `final`; a living one is left alone."""
+    name = re.compile(rf"({TEMPORARY}|{RETIRED}){re.escape(final.name)}_[0-9a-f]{{8}}")
+    for path in sorted(final.parent.iterdir()):
+        if not name.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # somebody writes there, or nobody can tell
+            continue
+        else:
+            shutil.rmtree(path)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(folder: Path) -> int:
+    """An open folder that says, where the filesystem has locks, that its writer is alive."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
 
 
 def _sibling(path: Path, prefix: str) -> Path:

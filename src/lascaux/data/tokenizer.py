@@ -1,15 +1,17 @@
-"""Text to token ids and back: byte-level BPE, trained here or loaded.
+"""Text to token ids and back: byte-level BPE, trained here or loaded, and others with its bytes.
 
 The work is done by the `tokenizers` library; this module fixes what the rest relies on: special
 tokens written in a text are ordinary text, ids map to exact bytes, memory stays bounded for long
-documents, and the same text trains the same tokenizer. Byte-level BPE: Radford et al. 2019.
+documents, and the same text trains the same tokenizer. Byte-level BPE: Radford et al. 2019; the
+others: `byte_fallback.py`.
 """
 
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,8 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from lascaux.data.byte_fallback import bytes_of, read_byte_fallback
+from lascaux.data.pieces import Piece, batches, cut
 from lascaux.errors import ConfigError, DataError
 
 Pattern = Literal["gpt2", "code"]
@@ -26,9 +30,6 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<|eot_id|>", "<|im_end|>")
 MIN_VOCAB_SIZE = 257
 MAX_VOCAB_SIZE = 1 << 24
-PIECE_CHARS = 1 << 18
-# Encodings take about 120 bytes a token until their ids are copied out.
-BATCH_BYTES = 1 << 20
 
 # In order: a line break with the blank space around it and the indentation that follows;
 # an English contraction; a word with the space and one sign before it; up to three digits;
@@ -61,13 +62,13 @@ _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer.
+    """A tokenizer whose ids stand for exact bytes: byte-level, or with bytes to fall back on.
 
     Special tokens come from this program alone: their names inside a text are ordinary text, but
     for `encode_marked`, and they stand for no text themselves (`token_bytes` is empty, `decode`
     leaves them out).
 
-    Raises: DataError for a tokenizer that is not byte-level or has no end-of-text token.
+    Raises: DataError for a tokenizer of another kind, or without an end-of-text token.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, origin: str = "tokenizer") -> None:
@@ -79,18 +80,16 @@ class Tokenizer:
             raise DataError(f"{origin}: largest token id {largest_id} is beyond {MAX_VOCAB_SIZE}")
         inner.no_padding()
         inner.no_truncation()
-        if '"type":"ByteLevel"' not in _compact(json.loads(inner.to_str()).get("decoder")):
-            raise DataError(
-                f"{origin}: not a byte-level tokenizer; only byte-level BPE (GPT-2, GPT-J, "
-                f"GPT-NeoX, Llama 3, SmolLM2 and others) can be used"
-            )
+        byte_level = '"type":"ByteLevel"' in _compact(json.loads(inner.to_str()).get("decoder"))
         self.end_of_text_id: int = _find_end_of_text(inner, origin)
         inner.encode_special_tokens = True
+        self._fallback = None if byte_level else read_byte_fallback(inner, origin)
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
         """smallest type that holds every id"""
-        self._bytes = _bytes_of_ids(inner, vocabulary, self.vocab_size, origin)
+        to_bytes = _byte_level if byte_level else bytes_of
+        self._bytes = _bytes_of_ids(inner, vocabulary, self.vocab_size, to_bytes, origin)
         known = {token[0] for token in self._bytes if len(token) == 1}
         self.missing_bytes: tuple[int, ...] = tuple(sorted(_UTF8_BYTES - known))
         """Bytes of UTF-8 that no single token stands for; text with them may be lost."""
@@ -114,24 +113,40 @@ class Tokenizer:
         """Token ids of each text as arrays of `dtype`, with bounded memory beyond the result.
 
         A text beyond 262,144 characters is encoded in pieces. They are cut before a space between
-        two letters, where the known patterns cut as well; a text without one is cut at that length.
+        two letters, where the known patterns cut as well; a text without one is cut at that length,
+        unless the tokenizer falls back on bytes: its ids are those of the whole text.
         """
-        pieces = [(number, piece) for number, text in enumerate(texts) for piece in _cut(text)]
+        other = self._fallback
+        inside = self._inner if other is None else other.inside
+        cuts, anywhere = other is None or other.cuts, other is None
+        pieces = [
+            Piece(number, place, piece)
+            for number, text in enumerate(texts)
+            for place, piece in enumerate(cut(text, anywhere) if cuts else [text])
+        ]
         parts: list[list[NDArray[np.unsignedinteger]]] = [[] for _ in texts]
-        for batch in _batches(pieces):
-            encodings = self._inner.encode_batch_fast(
-                [piece for _, piece in batch], add_special_tokens=False
-            )
-            for (number, _), encoding in zip(batch, encodings, strict=True):
-                parts[number].append(np.array(encoding.ids, dtype=self.dtype))
+        for batch in batches(pieces):
+            for first, group in groupby(batch, key=lambda piece: piece.place == 0):
+                listed = list(group)
+                encodings = (self._inner if first else inside).encode_batch_fast(
+                    [piece.text for piece in listed], add_special_tokens=False
+                )
+                for piece, encoding in zip(listed, encodings, strict=True):
+                    parts[piece.number].append(np.array(encoding.ids, dtype=self.dtype))
         return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids.
+        """The text of token ids, without the space that some tokenizers put before a text.
 
         Bytes that form no UTF-8 (only a model can put ids so) show as U+FFFD.
         """
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        content = b"".join(map(self.token_bytes, ids)).removeprefix(self.prefix)
+        return content.decode("utf-8", errors="replace")
+
+    @property
+    def prefix(self) -> bytes:
+        """What encoding puts before every text; byte-level tokenizers put nothing there."""
+        return b" " if self._fallback is not None and self._fallback.prefixed else b""
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token; none for special tokens and for ids without a token."""
@@ -191,10 +206,14 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._prefix = tokenizer.prefix
 
     def feed(self, token_id: int) -> str:
         """The text that this token completes, possibly none."""
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        content = self._tokenizer.token_bytes(token_id)
+        if content:
+            content, self._prefix = content.removeprefix(self._prefix), b""
+        return self._utf8.decode(content)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD if the last character is unfinished, else nothing."""
@@ -224,7 +243,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, pattern: Pattern = "g
         initial_alphabet=sorted(BYTE_CHARACTERS),
         show_progress=False,
     )
-    inner.train_from_iterator((piece for text in texts for piece in _cut(text)), trainer)
+    inner.train_from_iterator((piece for text in texts for piece in cut(text)), trainer)
     return Tokenizer(inner, "trained tokenizer")
 
 
@@ -271,8 +290,16 @@ def _find_end_of_text(inner: tokenizers.Tokenizer, origin: str) -> int:
     raise DataError(f"{origin}: no end-of-text token; known names: {', '.join(END_OF_TEXT_NAMES)}")
 
 
+def _byte_level(token: str) -> bytes:
+    return bytes(_BYTE_OF[character] for character in token)
+
+
 def _bytes_of_ids(
-    inner: tokenizers.Tokenizer, vocabulary: dict[str, int], size: int, origin: str
+    inner: tokenizers.Tokenizer,
+    vocabulary: dict[str, int],
+    size: int,
+    to_bytes: Callable[[str], bytes],
+    origin: str,
 ) -> list[bytes]:
     """The bytes of each id; empty for special tokens and for ids that have no token."""
     added = inner.get_added_tokens_decoder()
@@ -282,43 +309,13 @@ def _bytes_of_ids(
             bytes_of[token_id] = b"" if added[token_id].special else token.encode()
             continue
         try:
-            bytes_of[token_id] = bytes(_BYTE_OF[character] for character in token)
+            bytes_of[token_id] = to_bytes(token)
         except KeyError as error:
             raise DataError(
                 f"{origin}: token {token_id} {token!r} is not byte-level: "
                 f"{error.args[0]!r} stands for no byte"
             ) from None
     return bytes_of
-
-
-def _cut(text: str) -> list[str]:
-    """Split a long text before a space between two letters, at most PIECE_CHARS apart."""
-    pieces, start = [], 0
-    while len(text) - start > PIECE_CHARS:
-        end, lowest = start + PIECE_CHARS, start + PIECE_CHARS // 2
-        place = text.rfind(" ", lowest, end)
-        while place > lowest and not (text[place - 1].isalpha() and text[place + 1].isalpha()):
-            place = text.rfind(" ", lowest, place)
-        cut = place if place > lowest else end
-        pieces.append(text[start:cut])
-        start = cut
-    pieces.append(text[start:] if start else text)
-    return pieces
-
-
-def _batches(pieces: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Runs of pieces of at most BATCH_BYTES together, three bytes for a non-ASCII character."""
-    batch: list[tuple[int, str]] = []
-    num_bytes = 0
-    for number, piece in pieces:
-        piece_bytes = len(piece) if piece.isascii() else 3 * len(piece)
-        if batch and num_bytes + piece_bytes > BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-        batch.append((number, piece))
-        num_bytes += piece_bytes
-    if batch:
-        yield batch
 
 
 def _read_text(path: Path) -> str:

@@ -1,7 +1,7 @@
 """`lascaux export`: a run becomes a folder that transformers loads as it is.
 
-The weights are read as in `lascaux generate`, hashes checked; the folder appears whole or not at
-all. Files beyond 5 GB are split, with an index, as transformers does.
+The weights are read a few tensors at a time, hashes checked (`weights.py`); the folder appears
+whole or not at all. Files beyond 5 GB are split, with an index, as transformers does.
 """
 
 import dataclasses
@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
 from lascaux.checkpoint.commit import commit_folder
 from lascaux.checkpoint.files import write_file
-from lascaux.checkpoint.load import check_fits, load_tensors
+from lascaux.checkpoint.load import check_fits, describe_tensors
 from lascaux.checkpoint.manifest import read_manifest
 from lascaux.checkpoint.tensor_file import ALIGNMENT, CHUNK_BYTES, DTYPE_NAMES
 from lascaux.config.load import from_tables
@@ -32,6 +31,7 @@ from lascaux.exchange.folder import INDEX, WHOLE, bytes_progress, make_room, ref
 from lascaux.exchange.match import parameters_on_meta, table_rows
 from lascaux.exchange.rows import Row, to_theirs
 from lascaux.exchange.token_files import token_ids, token_settings
+from lascaux.exchange.weights import Weights
 from lascaux.generate.load import find_checkpoint, tokenizer_path
 from lascaux.units import format_bytes, format_count
 
@@ -81,8 +81,9 @@ def export_folder(run: Path, out: Path, console: Console, dtype: str = "fp32") -
             f"{tokenizer.origin} is not the tokenizer the model was trained with; restore it"
         )
     roles = read_roles(tokenizer_path(checkpoint).parent, tokenizer)
-    weights = with_zeros(load_weights(checkpoint, model), target)
+    check_fits(parameters_on_meta(model), describe_tensors(checkpoint, "model"), "model")
     entries = list_entries(family, target)
+    weights = Weights(checkpoint, target, [entry.row for entry in entries])
     num_bytes = sum(_bytes(entry, DTYPES[dtype]) for entry in entries)
     files = name_files(entries, DTYPES[dtype])
     make_room(out, num_bytes)
@@ -114,21 +115,6 @@ def export_folder(run: Path, out: Path, console: Console, dtype: str = "fp32") -
         files=tuple(files),
         zero_biases=tuple(zeros),
     )
-
-
-def load_weights(checkpoint: Path, model: ModelConfig) -> dict[str, Tensor]:
-    """The checkpoint's tensors, with the names and shapes of its config."""
-    weights = load_tensors(checkpoint, "model")
-    check_fits(parameters_on_meta(model), weights, "model")
-    return weights
-
-
-def with_zeros(weights: Mapping[str, Tensor], target: ModelConfig) -> dict[str, Tensor]:
-    """The tensors of the network that an import of the export gives; biases it adds are zero."""
-    return {
-        name: weights[name] if name in weights else torch.zeros(tensor.shape)
-        for name, tensor in parameters_on_meta(target).items()
-    }
 
 
 def list_entries(family: Family, model: ModelConfig) -> list[Entry]:
@@ -166,9 +152,9 @@ def name_files(entries: list[Entry], dtype: torch.dtype) -> dict[str, list[Entry
 
 
 def encode(
-    part: list[Entry], weights: Mapping[str, Tensor], model: ModelConfig, dtype: torch.dtype
+    part: list[Entry], weights: Weights, model: ModelConfig, dtype: torch.dtype
 ) -> Iterator[bytes | memoryview]:
-    """A safetensors file in chunks, one of its tensors in memory at a time.
+    """A safetensors file in chunks.
 
     `tensor_file.py` writes no "format", which transformers wants in the header's metadata.
     """
@@ -185,13 +171,14 @@ def encode(
     text += b" " * (-len(text) % ALIGNMENT)
     yield len(text).to_bytes(8, "little") + text
     for entry in part:
-        ours = [weights[name] for name in entry.row.ours]
-        exact = to_theirs(entry.row, ours, model)[entry.number]
-        tensor = exact.to(dtype)
-        if dtype == torch.float16 and not torch.equal(tensor.isfinite(), exact.isfinite()):
-            raise CheckpointError(f"'{entry.name}' is beyond the range of fp16; use --dtype bf16")
-        for chunk in tensor.reshape(-1).view(torch.uint8).split(CHUNK_BYTES):
-            yield chunk.numpy().data
+        exact = to_theirs(entry.row, weights.of(entry.row), model)[entry.number]
+        for numbers in exact.reshape(-1).split(CHUNK_BYTES // dtype.itemsize):
+            chunk = numbers.to(dtype)
+            if dtype == torch.float16 and not torch.equal(chunk.isfinite(), numbers.isfinite()):
+                raise CheckpointError(
+                    f"'{entry.name}' is beyond the range of fp16; use --dtype bf16"
+                )
+            yield chunk.view(torch.uint8).numpy().data
 
 
 def progress_of(

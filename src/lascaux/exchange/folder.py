@@ -12,11 +12,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lascaux.checkpoint.commit import remove_abandoned
 from lascaux.checkpoint.files import shown
 from lascaux.checkpoint.save import free_space_problem
 from lascaux.checkpoint.tensor_file import DTYPES
@@ -27,6 +29,7 @@ from lascaux.exchange.stored import Stored, open_for_reading, read_bytes
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SLAB_BYTES = 8 << 20
 FILE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 
 
@@ -127,12 +130,20 @@ def open_file(path: Path, stack: ExitStack) -> dict[str, Stored]:
 
 
 def load_tensor(path: Path, descriptor: int, data_start: int, entry: dict[str, Any]) -> Tensor:
-    """A tensor by its entry in a header that the library has checked."""
+    """A tensor in fp32, by its entry in a header that the library has checked.
+
+    Of its bytes in the file a few are in memory at a time.
+    """
     if entry["dtype"] not in DTYPES:
         raise CheckpointError(f"{path} has a tensor of {entry['dtype']}, which Lascaux cannot read")
-    begin, end = entry["data_offsets"]
-    content = read_bytes(path, descriptor, data_start + begin, end - begin)
-    return content.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    dtype = DTYPES[entry["dtype"]]
+    numbers = torch.empty(entry["shape"], dtype=torch.float32)
+    position = data_start + entry["data_offsets"][0]
+    for part in numbers.view(-1).split(SLAB_BYTES // dtype.itemsize):
+        num_bytes = len(part) * dtype.itemsize
+        part.copy_(read_bytes(path, descriptor, position, num_bytes).view(dtype))
+        position += num_bytes
+    return numbers
 
 
 def refuse_existing(out: Path) -> None:
@@ -142,12 +153,16 @@ def refuse_existing(out: Path) -> None:
 
 
 def make_room(out: Path, num_bytes: int) -> None:
-    """The folder around the new one. Raises: CheckpointError where it has no room."""
+    """The folder around the new one, without what an attempt that was killed left there.
+
+    Raises: CheckpointError where it has no room.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(out)
         problem = free_space_problem(out.parent, num_bytes)
     except OSError as error:
-        problem = f"cannot make {out.parent}: {error.strerror}; give another --out"
+        problem = f"cannot make room in {out.parent}: {error.strerror}; give another --out"
     if problem is not None:
         raise CheckpointError(problem)
 

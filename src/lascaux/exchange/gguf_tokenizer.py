@@ -1,5 +1,7 @@
 """A tokenizer and the roles of its tokens from the metadata of a GGUF file.
 
+Two kinds: "gpt2" is byte-level BPE; "llama" is SentencePiece's, where a score says what is merged
+first and single bytes stand in for what has no token.
 `tokenizer.ggml.pre` names how text is cut into words; the patterns are those that llama.cpp and the
 models' own tokenizer.json have. A name that is not here is refused: another pattern would give
 other ids, and the model would answer worse without a word.
@@ -11,9 +13,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from lascaux.checkpoint.files import shown
+from lascaux.data.byte_fallback import SPACE
 from lascaux.data.roles import TokenRoles
 from lascaux.data.tokenizer import MAX_VOCAB_SIZE, Tokenizer
 from lascaux.errors import DataError
@@ -21,6 +24,7 @@ from lascaux.exchange.token_files import with_begin
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """values of tokenizer.ggml.token_type"""
+LONGEST_TOKEN = 1000
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -50,13 +54,13 @@ def read_tokenizer(metadata: Mapping[str, Any], path: Path) -> tuple[Tokenizer, 
     """
     kind = metadata.get("tokenizer.ggml.model")
     tokens = read_tokens(metadata, path)
-    if kind != "gpt2":
+    if kind not in ("gpt2", "llama"):
         raise DataError(
             f"{path}: tokenizer.ggml.model {shown(kind)} cannot be rebuilt; Lascaux reads 'gpt2' "
-            "(byte-level BPE)"
+            "(byte-level BPE) and 'llama' (SentencePiece)"
         )
     types = read_types(metadata, len(tokens), path)
-    inner = byte_level(metadata, tokens, types, path)
+    inner = (byte_level if kind == "gpt2" else scored)(metadata, tokens, types, path)
     for role in (CONTROL, UNKNOWN):
         inner.add_special_tokens(
             [_added(tokens[i], True) for i in np.flatnonzero(types == role) if tokens[i]]
@@ -116,18 +120,61 @@ def byte_level(
             raise DataError(f"{path}: tokenizer.ggml.merges has {shown(line)}, not two tokens")
         merges.append((pair[0], pair[1]))
     vocabulary = {token: i for i, token in enumerate(tokens) if token and types[i] != UNUSED}
-    try:
-        inner = tokenizers.Tokenizer(
-            models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in WHOLE_WORDS)
-        )
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(
-            f"{path}: tokens and merges of the tokenizer disagree: {shown(str(error))}"
-        ) from None
+    inner = _bpe(path, vocabulary, merges, ignore_merges=name in WHOLE_WORDS)
     cuts = [pre_tokenizers.Split(Regex(cut), "isolated") for cut in PATTERNS[name]]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.pre_tokenizer = pre_tokenizers.Sequence([*cuts, to_bytes])
     inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def _bpe(
+    path: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], **options: Any
+) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, **options))
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(
+            f"{path}: tokens and merges of the tokenizer disagree: {shown(str(error))}"
+        ) from None
+
+
+def scored(
+    metadata: Mapping[str, Any], tokens: list[str], types: Any, path: Path
+) -> tokenizers.Tokenizer:
+    """SentencePiece's BPE: of all neighbours that are a token together, the best score first."""
+    scores = metadata.get("tokenizer.ggml.scores")
+    if not isinstance(scores, np.ndarray) or scores.shape != types.shape:
+        raise DataError(f"{path}: tokenizer.ggml.scores must have a number for each token")
+    spaced = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    if type(spaced) is not bool:
+        raise DataError(f"{path}: tokenizer.ggml.add_space_prefix must be true or false")
+    if (longest := max(map(len, tokens))) > LONGEST_TOKEN:
+        raise DataError(f"{path}: tokenizer.ggml.tokens has one of {longest:,} characters")
+    vocabulary = {token: i for i, token in enumerate(tokens) if token and types[i] != UNUSED}
+    plain = {token: i for token, i in vocabulary.items() if types[i] == NORMAL}
+    merges = [
+        (-float(scores[i]), i, token[:cut], token[cut:])
+        for token, i in plain.items()
+        for cut in range(1, len(token))
+        if token[:cut] in plain and token[cut:] in plain
+    ]
+    unknown = np.flatnonzero(types == UNKNOWN)
+    inner = _bpe(
+        path,
+        vocabulary,
+        [(left, right) for _, _, left, right in sorted(merges)],
+        unk_token=tokens[unknown[0]] if len(unknown) else None,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    to_mark = normalizers.Replace(" ", SPACE)
+    before = [normalizers.Prepend(SPACE)] if spaced else []
+    inner.normalizer = normalizers.Sequence([*before, to_mark])
+    after = [decoders.Strip(" ", 1, 0)] if spaced else []
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *after]
+    )
     return inner
 
 
@@ -147,7 +194,8 @@ def read_token_roles(
 
     begins = metadata.get("tokenizer.ggml.add_bos_token")
     if begins is None:
-        begins = metadata.get("tokenizer.ggml.pre") in WHOLE_WORDS
+        scored_too = metadata.get("tokenizer.ggml.model") == "llama"
+        begins = scored_too or metadata.get("tokenizer.ggml.pre") in WHOLE_WORDS
     template = metadata.get("tokenizer.chat_template")
     if type(begins) is not bool or not isinstance(template, str | None):
         raise DataError(

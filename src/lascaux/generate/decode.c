@@ -9,37 +9,16 @@ residual stream is each thread's own, computed alike by all, which saves a meeti
 Legend: R rows, D width of the residual stream, K head width, a page 64 tokens.
 native.py builds the structures below field by field. */
 
-#include <math.h>
+#include "matrix.h"
+
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
-#define INLINE static inline __attribute__((always_inline))
-enum { LANES = 16, STEP = 32, PAGE = 64, PIECE = 32, MOST_ROWS = 8, SPINS = 4000 };
-enum Format { FP32, BF16, INT8, INT4 };
+enum { PAGE = 64, PIECE = 32, SPINS = 4000 };
 enum Activation { GELU, GELU_TANH, RELU, RELU_SQUARED, SWIGLU };
 enum Arrangement { SEQUENTIAL, PARALLEL, PARALLEL_TWO_NORMS };
-
-typedef float vec __attribute__((vector_size(64)));
-typedef int32_t ints __attribute__((vector_size(64)));
-typedef uint32_t words __attribute__((vector_size(64)));
-typedef uint16_t halves __attribute__((vector_size(32)));
-typedef int16_t shorts __attribute__((vector_size(32)));
-typedef int8_t bytes __attribute__((vector_size(16)));
-typedef uint8_t nibbles __attribute__((vector_size(16)));
-
-/* scale: INT8 a float for each row; INT4 for each 32 columns a factor and a smallest value, bf16 */
-typedef struct {
-    const void *data, *scale;
-    const float *bias;
-    int64_t rows, columns, format;
-} Matrix;
 
 typedef struct {
     const float *weight, *bias; /* no weight: no norm */
@@ -115,176 +94,6 @@ typedef struct {
     int64_t q_width, kv_width, d_width, hidden_width;
 } Decoder;
 
-INLINE int64_t padded(int64_t n) { return (n + STEP - 1) / STEP * STEP; }
-
-INLINE vec load_vec(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
-
-/* Compilers widen vectors well by a factor of two only; for x86 the instruction is named. */
-INLINE vec load_bf16(const uint16_t *p) {
-    halves h;
-    memcpy(&h, p, sizeof h);
-#if defined(__AVX512F__)
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
-#else
-    return (vec)(__builtin_convertvector(h, words) << 16);
-#endif
-}
-
-INLINE vec widen(bytes b) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)b));
-#else
-    ints wide = __builtin_convertvector(__builtin_convertvector(b, shorts), ints);
-    return __builtin_convertvector(wide, vec);
-#endif
-}
-
-INLINE float one_bf16(uint16_t h) {
-    uint32_t bits = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-INLINE uint16_t to_bf16(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    return (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
-INLINE float sum_vec(vec v) {
-    float t[LANES];
-    memcpy(t, &v, sizeof t);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) t[i] += t[i + width];
-    return t[0];
-}
-
-INLINE vec choose(ints where, vec yes, vec no) {
-    return (vec)(((ints)yes & where) | ((ints)no & ~where));
-}
-
-/* e^x by 2^n and a polynomial, to about 2e-7 of itself */
-INLINE vec exp_vec(vec x) {
-    const vec zero = {0}, rounding = zero + 12582912.0f; /* 1.5 * 2^23 */
-    x = choose(x < zero - 87.0f, zero - 87.0f, x);
-    x = choose(x > zero + 88.0f, zero + 88.0f, x);
-    vec whole = (x * 1.44269504f + rounding) - rounding;
-    ints n = __builtin_convertvector(whole, ints);
-    vec f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    vec p = f * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * f + 8.3334519073e-3f;
-    p = p * f + 4.1665795894e-2f;
-    p = p * f + 1.6666665459e-1f;
-    p = p * f + 5.0000001201e-1f;
-    p = p * f * f + f + 1.0f;
-    return p * (vec)((n + 127) << 23);
-}
-
-/* 32 weights of a row, from column k, as far as there are any */
-INLINE void load_weights(int format, const void *row, const uint16_t *groups, int64_t k,
-                         int64_t left, vec *a, vec *b) {
-    if (format == INT4) {
-        nibbles n;
-        memcpy(&n, (const uint8_t *)row + k / 2, sizeof n);
-        float factor = one_bf16(groups[k / STEP * 2]), smallest = one_bf16(groups[k / STEP * 2 + 1]);
-        *a = widen((bytes)(n & 15)) * factor + smallest;
-        *b = widen((bytes)(n >> 4)) * factor + smallest;
-        return;
-    }
-    int size = format == FP32 ? 4 : format == BF16 ? 2 : 1;
-    const char *p = (const char *)row + k * size;
-    char end[STEP * 4];
-    if (left < STEP) {
-        memset(end, 0, sizeof end);
-        memcpy(end, p, (size_t)(left * size));
-        p = end;
-    }
-    if (format == FP32) {
-        *a = load_vec((const float *)p);
-        *b = load_vec((const float *)p + LANES);
-    } else if (format == BF16) {
-        *a = load_bf16((const uint16_t *)p);
-        *b = load_bf16((const uint16_t *)p + LANES);
-    } else {
-        bytes low, high;
-        memcpy(&low, p, sizeof low);
-        memcpy(&high, p + LANES, sizeof high);
-        *a = widen(low);
-        *b = widen(high);
-    }
-}
-
-/* I rows of a matrix, from `first`, times R rows x; each sum in the order of the columns */
-INLINE void tile(int format, int I, int R, const Matrix *m, int64_t first, int64_t last,
-                 const float *const *x, float *const *out) {
-    int64_t columns = m->columns;
-    int64_t row_bytes = format == FP32 ? columns * 4 : format == BF16 ? columns * 2
-                        : format == INT8 ? columns : columns / 2;
-    const char *row[8];
-    const uint16_t *groups[8];
-    vec sums[8][MOST_ROWS];
-    for (int i = 0; i < I; i++) {
-        int64_t at = first + i < last ? first + i : last - 1;
-        row[i] = (const char *)m->data + at * row_bytes;
-        groups[i] = format == INT4 ? (const uint16_t *)m->scale + at * (columns / STEP) * 2 : NULL;
-        for (int r = 0; r < R; r++) sums[i][r] = (vec){0};
-    }
-    for (int64_t k = 0; k < columns; k += STEP) {
-        vec xa[MOST_ROWS], xb[MOST_ROWS];
-        for (int r = 0; r < R; r++) {
-            xa[r] = load_vec(x[r] + k);
-            xb[r] = load_vec(x[r] + k + LANES);
-        }
-        for (int i = 0; i < I; i++) {
-            vec a, b;
-            load_weights(format, row[i], groups[i], k, columns - k, &a, &b);
-            for (int r = 0; r < R; r++) {
-                sums[i][r] += a * xa[r];
-                sums[i][r] += b * xb[r];
-            }
-        }
-    }
-    for (int i = 0; i < I && first + i < last; i++)
-        for (int r = 0; r < R; r++) {
-            float y = sum_vec(sums[i][r]);
-            if (format == INT8) y *= ((const float *)m->scale)[first + i];
-            out[r][first + i] = y;
-        }
-}
-
-/* fewer matrix rows at a time beside more x: sums and loads stay in registers */
-#define TILES(FORMAT, R, I)                                                                       \
-    case R:                                                                                       \
-        for (int64_t i = first; i < last; i += I) tile(FORMAT, I, R, m, i, last, x, out);         \
-        break;
-#define TILES_OF(FORMAT)                                                                          \
-    case FORMAT:                                                                                  \
-        switch (rows) {                                                                           \
-            TILES(FORMAT, 1, 8) TILES(FORMAT, 2, 4) TILES(FORMAT, 3, 4) TILES(FORMAT, 4, 4)       \
-            TILES(FORMAT, 5, 2) TILES(FORMAT, 6, 2) TILES(FORMAT, 7, 2) TILES(FORMAT, 8, 2)       \
-        }                                                                                         \
-        break;
-
-static void multiply(const Matrix *m, int64_t first, int64_t last, int rows,
-                     const float *const *x, float *const *out) {
-    switch (m->format) { TILES_OF(FP32) TILES_OF(BF16) TILES_OF(INT8) TILES_OF(INT4) }
-}
-
-/* rows first..last-1 of a matrix times all x, bias added; outputs begin at those of `base` */
-static void multiply_all(const Matrix *m, int64_t base, int64_t first, int64_t last, int rows,
-                         const float *const *x, float *const *out) {
-    float *shifted[MOST_ROWS];
-    for (int r = 0; r < rows; r += MOST_ROWS) {
-        int some = rows - r < MOST_ROWS ? rows - r : MOST_ROWS;
-        for (int j = 0; j < some; j++) shifted[j] = out[r + j] - base;
-        multiply(m, base + first, base + last, some, x + r, shifted);
-        if (m->bias)
-            for (int j = 0; j < some; j++)
-                for (int64_t i = base + first; i < base + last; i++) shifted[j][i] += m->bias[i];
-    }
-}
-
 static void activate(int64_t kind, float *up, const float *gate, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         float u = up[i];
@@ -352,18 +161,27 @@ static void run_products(Decoder *d, int *division, const Product *products, int
     meet(d);
 }
 
+/* the sum of (x - centre) or of its squares */
+static float sum_about(const float *x, float centre, int64_t width, int power) {
+    vec sums = {0};
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        vec d = load_vec(x + i) - centre;
+        sums += power == 2 ? d * d : d;
+    }
+    float total = sum_vec(sums);
+    for (; i < width; i++) total += power == 2 ? (x[i] - centre) * (x[i] - centre) : x[i] - centre;
+    return total;
+}
+
 static void normalise(const Norm *norm, const float *x, float *y, int64_t width) {
     if (norm->weight == NULL) {
         if (x != y) memcpy(y, x, sizeof(float) * (size_t)width);
         return;
     }
-    double mean = 0, squares = 0;
-    if (!norm->rms) {
-        for (int64_t i = 0; i < width; i++) mean += x[i];
-        mean /= (double)width;
-    }
-    for (int64_t i = 0; i < width; i++) squares += (x[i] - mean) * (x[i] - mean);
-    float centre = (float)mean, factor = (float)(1.0 / sqrt(squares / (double)width + norm->eps));
+    float centre = norm->rms ? 0 : sum_about(x, 0, width, 1) / (float)width;
+    double squares = sum_about(x, centre, width, 2);
+    float factor = (float)(1.0 / sqrt(squares / (double)width + norm->eps));
     for (int64_t i = 0; i < width; i++) {
         y[i] = (x[i] - centre) * factor * norm->weight[i];
         if (norm->bias) y[i] += norm->bias[i];
@@ -511,10 +329,12 @@ static void route(const Network *net, const Layer *layer, const float *h, Own *o
     float *p = own->chances, largest = -INFINITY;
     double total = 0;
     for (int64_t e = 0; e < E; e++) {
-        double sum = 0;
-        for (int64_t i = 0; i < net->d_model; i++)
-            sum += (double)layer->router[e * net->d_model + i] * h[i];
-        p[e] = (float)sum;
+        const float *weight = layer->router + e * net->d_model;
+        vec sums = {0};
+        int64_t i = 0;
+        for (; i + LANES <= net->d_model; i += LANES) sums += load_vec(weight + i) * load_vec(h + i);
+        p[e] = sum_vec(sums);
+        for (; i < net->d_model; i++) p[e] += weight[i] * h[i];
         if (p[e] > largest) largest = p[e];
     }
     for (int64_t e = 0; e < E; e++) {

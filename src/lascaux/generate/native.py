@@ -31,7 +31,7 @@ from lascaux.model.positions import alibi_slopes, rotation
 from lascaux.model.transformer import Block, FeedForward, Transformer
 from lascaux.parallel.runtime import cache_folder
 
-SOURCE = Path(__file__).with_name("decode.c")
+SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("decode.c", "matrix.h"))
 COMPILERS = ("cc", "gcc", "clang")
 OPTIONS = ("-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 MOST_ROWS = 64
@@ -315,7 +315,14 @@ def build() -> Path:
     found = compiler()
     if found is None:
         raise LascauxError("there is no C compiler: install gcc or clang")
-    words = [SOURCE.read_text(), *OPTIONS, found, platform.machine(), _processor()]
+    words = [
+        SOURCE.read_text(),
+        HEADER.read_text(),
+        *OPTIONS,
+        found,
+        platform.machine(),
+        _processor(),
+    ]
     name = hashlib.sha256("\n".join(words).encode()).hexdigest()[:24]
     folder = cache_folder() / "native"
     path = folder / f"decode-{name}.so"

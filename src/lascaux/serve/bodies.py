@@ -37,14 +37,17 @@ async def read_body(http: HttpRequest, state: ServerState) -> Body:
         raise Refusal("the body is incomplete", headers=CLOSE) from None
     finally:
         state.bodies_bytes -= len(received)
-    return await asyncio.to_thread(parse_body, bytes(received), state.limits.body_depth)
+    limits = state.limits
+    return await asyncio.to_thread(
+        parse_body, bytes(received), limits.body_depth, limits.body_lists
+    )
 
 
 async def _receive(http: HttpRequest, state: ServerState, received: bytearray) -> None:
     most = state.limits.body_bytes
     announced = http.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > most:
-        await _refuse_large(http, most)
+        await _refuse_large(http, most, read_on="expect" not in http.headers)
     while True:
         message = await http.receive()
         if message["type"] == "http.disconnect":
@@ -52,19 +55,20 @@ async def _receive(http: HttpRequest, state: ServerState, received: bytearray) -
         part = message.get("body", b"")
         received += part
         state.bodies_bytes += len(part)
+        more = message.get("more_body", False)
         if len(received) > most:
-            await _refuse_large(http, most)
+            await _refuse_large(http, most, read_on=more)
         if state.bodies_bytes > state.limits.bodies_bytes:
             retry = {"retry-after": RETRY_SECONDS}
-            message = "too much is being received at the moment; ask again later"
-            raise Refusal(message, status=503, code="busy", headers=CLOSE | retry)
-        if not message.get("more_body", False):
+            words = "too much is being received at the moment; ask again later"
+            raise Refusal(words, status=503, code="busy", headers=CLOSE | retry)
+        if not more:
             return
 
 
-async def _refuse_large(http: HttpRequest, most: int) -> None:
-    """Read on for a moment, so that the client hears the refusal, and raise it."""
-    left = READ_ON_FACTOR * most
+async def _refuse_large(http: HttpRequest, most: int, *, read_on: bool) -> None:
+    """Read on for a moment, as a client that still sends would not hear the refusal; raise it."""
+    left = READ_ON_FACTOR * most if read_on else 0
     try:
         async with asyncio.timeout(READ_ON_SECONDS):
             while left > 0:

@@ -22,7 +22,7 @@ from lascaux.serve.prompts import Prompt, check_length, read_prompts
 from lascaux.serve.refusals import Refusal, shown
 from lascaux.serve.served import Served
 
-NEW_SEEDS = 1 << 32
+NEW_SEEDS, SEEDS = 1 << 32, 1 << 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +168,7 @@ def _sampling(
             **given,
             top_k=max(0, fields["top_k"]),
             logit_bias=read_bias(dict(bias), route, vocab_size),
-            seed=seed,
+            seed=seed % SEEDS,
             choice=choice,
             stop=read_stops(fields["stop"], route) + stops,
             include_stop=fields["include_stop_str_in_output"],

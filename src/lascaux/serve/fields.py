@@ -47,7 +47,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def parse_body(raw: bytes, deepest: int) -> Body:
+def parse_body(raw: bytes, deepest: int, most_lists: int) -> Body:
     """The JSON object of a body. Raises: Refusal (400) for anything else, with its place."""
     try:
         body = json.loads(raw.decode("utf-8"))
@@ -56,35 +56,42 @@ def parse_body(raw: bytes, deepest: int) -> Body:
     except json.JSONDecodeError as error:
         raise Refusal(f"the body is not JSON: {error}") from None
     except RecursionError:
-        raise Refusal(_too_deep(deepest)) from None
+        raise _too_deep(deepest) from None
     except ValueError:  # the library's own limit of digits
         raise Refusal("the body has a number with more than 4,300 digits") from None
     if not isinstance(body, dict):
         raise Refusal(f"the body must be a JSON object; got {shown(body)}")
-    _check_nesting(body, deepest)
+    _check_nesting(body, deepest, most_lists)
     return body
 
 
-def _too_deep(deepest: int) -> str:
-    return f"the body nests lists and objects deeper than {deepest}"
+def _too_deep(deepest: int) -> Refusal:
+    return Refusal(f"the body nests lists and objects deeper than {deepest}")
 
 
-def _check_nesting(body: Body, deepest: int) -> None:
-    """Level by level: depth, and texts with halves of characters, which no tokenizer takes."""
+def _check_nesting(body: Body, deepest: int, most_lists: int) -> None:
+    """Level by level: depth, number, and texts with halves of characters, which are no text."""
     level: list[tuple[str, Any]] = list(body.items())
+    lists = 1
     for _ in range(deepest):
         below: list[tuple[str, Any]] = []
         for name, value in level:
             if isinstance(value, str):
                 _check_text(name, value)
-            elif isinstance(value, list):
-                below += [(name, each) for each in value if isinstance(each, str | list | dict)]
-            elif isinstance(value, dict):
-                below += [(name, each) for each in value.values()]
+                continue
+            if not isinstance(value, list | dict):
+                continue
+            lists += 1
+            if lists > most_lists:
+                raise Refusal(
+                    f"the body has more than {most_lists:,} lists and objects", field=name
+                )
+            inside = value if isinstance(value, list) else value.values()
+            below += [(name, each) for each in inside if isinstance(each, str | list | dict)]
         if not below:
             return
         level = below
-    raise Refusal(_too_deep(deepest))
+    raise _too_deep(deepest)
 
 
 def _check_text(name: str, text: str) -> None:
@@ -158,7 +165,12 @@ def mismatch(name: str, value: Any, row: Row) -> Refusal:
     got = shown(value)
     if isinstance(value, str | list | dict) and isinstance(value, _TYPES[row.kind]):
         got = f"{len(value):,}{' characters' if isinstance(value, str) else ' entries'}"
-    return Refusal(f"'{name}' must be {article}{wanted}; got {got}", field=name.split("[")[0])
+    return Refusal(f"'{name}' must be {article}{wanted}; got {got}", field=_outermost(name))
+
+
+def _outermost(name: str) -> str:
+    """The field of the body that a place like `stop[3]` belongs to."""
+    return name.partition("[")[0].partition(".")[0]
 
 
 def check_ids(value: Sequence[Any], name: str, vocab_size: int) -> tuple[int, ...]:
@@ -168,7 +180,7 @@ def check_ids(value: Sequence[Any], name: str, vocab_size: int) -> tuple[int, ..
             raise Refusal(
                 f"'{name}' must have token ids, whole numbers 0 to {vocab_size - 1:,}; got "
                 f"{shown(each)} at {place}",
-                field=name.split("[")[0],
+                field=_outermost(name),
             )
     return tuple(value)
 

@@ -57,7 +57,7 @@ TABLE: tuple[Row, ...] = (
     Row("temperature", "number", 0, 100, 1.0, "0 takes the likeliest token"),
     Row("top_p", "number", 0, 1, 1.0, "draw from the fewest tokens that reach this probability"),
     Row("top_k", "whole number", -1, MOST_IDS, 0, "draw from so many of the likeliest; 0, -1: all"),
-    Row("min_p", "number", 0, 1, 0.0, "leave out tokens below this part of the likeliest one's "
+    Row("min_p", "number", 0, 0.999, 0.0, "leave out tokens below this part of the likeliest one's "
         "probability"),
     Row("typical_p", "number", 0.001, 1, 1.0, "draw from the tokens of most usual information"),
     Row("presence_penalty", "number", -2, 2, 0.0, "taken from logits of tokens drawn before"),
@@ -126,7 +126,8 @@ class ServerLimits:
 
     body_bytes: int = _limit(8 << 20, "of a request's body; beyond it 413")
     bodies_bytes: int = _limit(64 << 20, "of all bodies being received at once; beyond it 503")
-    body_depth: int = _limit(32, "nesting of lists and objects in a body")
+    body_depth: int = _limit(32, "levels of lists and objects in a body")
+    body_lists: int = _limit(20_000, "lists and objects in a body")
     body_seconds: float = _limit(60.0, "to receive a body; beyond it 408")
     header_seconds: float = _limit(20.0, "to receive a request's first lines, then it is closed")
     idle_seconds: int = _limit(30, "a connection stays open between two requests")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from lascaux.data import tokenizer as module
+from lascaux.data import pieces as module
 from lascaux.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer, train_tokenizer
 from lascaux.errors import ConfigError, DataError
 
@@ -177,7 +177,7 @@ def test_a_huge_id_in_tokenizer_json_is_refused(trained: Tokenizer, tmp_path: Pa
 
 def test_other_kinds_of_tokenizer_are_refused_by_name():
     inner = tokenizers.Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="</s>"))
-    with pytest.raises(DataError, match="mine: not a byte-level tokenizer"):
+    with pytest.raises(DataError, match="mine: neither a byte-level tokenizer"):
         Tokenizer(inner, "mine")
 
 

@@ -1,21 +1,24 @@
 """Filters against a plain reference in Python floats, draws against their probabilities."""
 
-import dataclasses
 import math
 import random
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lascaux.config.schema import GenerateConfig
 from lascaux.errors import LascauxError, RequestError
+from lascaux.generate.request import Sampling
 from lascaux.generate.sampling import (
-    check_settings,
+    History,
+    check_sampling,
+    draw,
     filtered_probabilities,
-    sample,
-    token_generator,
+    likeliest,
+    log_normaliser,
+    sampling_of,
 )
 
 CHI_SQUARE_999 = {2: 10.83, 3: 13.82, 4: 16.27, 5: 18.47, 6: 20.52}
@@ -23,7 +26,11 @@ CHI_SQUARE_999 = {2: 10.83, 3: 13.82, 4: 16.27, 5: 18.47, 6: 20.52}
 TOLERANCE = 1e-12  # fp64 sums in another order
 
 
-def reference(logits: list[float], config: GenerateConfig) -> list[float]:
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def reference(logits: list[float], config: Sampling) -> list[float]:
     """Temperature, top-k, top-p, min-p over a plain list, one token at a time."""
     highest = max(logits)
     weights = {i: math.exp((x - highest) / config.temperature) for i, x in enumerate(logits)}
@@ -45,8 +52,7 @@ def reference(logits: list[float], config: GenerateConfig) -> list[float]:
 
 
 def probabilities(logits: list[float], **fields: float) -> list[float]:
-    config = GenerateConfig(**({"temperature": 1.0} | fields))  # type: ignore[arg-type]
-    return filtered_probabilities(torch.tensor([logits], dtype=torch.float64), config)[0].tolist()
+    return filtered_probabilities(np.array(logits), Sampling(**fields)).tolist()  # type: ignore[arg-type]
 
 
 @settings(max_examples=200, deadline=None)
@@ -63,19 +69,46 @@ def test_filters_equal_the_reference(
 ) -> None:
     source = random.Random(seed)
     logits = [source.gauss(0, 2) for _ in range(size)]
-    config = GenerateConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    got = filtered_probabilities(torch.tensor([logits], dtype=torch.float64), config)[0].tolist()
+    config = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    got = filtered_probabilities(np.array(logits), config).tolist()
     wanted = reference(logits, config)
     assert [p > 0 for p in got] == [p > 0 for p in wanted]
     assert got == pytest.approx(wanted, abs=TOLERANCE)
 
 
-def test_rows_of_a_batch_are_filtered_each_on_its_own() -> None:
-    logits = torch.randn(5, 17, generator=torch.Generator().manual_seed(1))
-    config = GenerateConfig(temperature=0.9, top_k=9, top_p=0.7, min_p=0.05)
-    together = filtered_probabilities(logits, config)
-    for row, alone in zip(together, logits, strict=True):
-        assert torch.equal(row, filtered_probabilities(alone[None], config)[0])
+def test_typical_p_keeps_the_tokens_of_most_usual_information() -> None:
+    p = [0.5, 0.2, 0.2, 0.05, 0.05]
+    entropy = -sum(x * math.log(x) for x in p)
+    order = sorted(range(5), key=lambda i: (abs(-math.log(p[i]) - entropy), i))
+    assert order[:2] == [1, 2]
+    got = probabilities([math.log(x) for x in p], typical_p=0.4)
+    assert got == pytest.approx([0, 0.5, 0.5, 0, 0])
+    assert probabilities([math.log(x) for x in p], typical_p=0.41)[0] > 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=st.lists(st.integers(-3, 3), min_size=1, max_size=30), count=st.integers(1, 40))
+def test_the_likeliest_ids_come_in_order_and_ties_by_id(values: list[int], count: int) -> None:
+    wanted = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
+    assert likeliest(np.array(values, dtype=np.float32), count).tolist() == wanted
+
+
+def test_log_probabilities_sum_to_one() -> None:
+    logits = normal(4, 5000) * 30
+    assert np.exp(logits.astype(np.float64) - log_normaliser(logits)).sum() == pytest.approx(1)
+
+
+def test_penalties_and_biases_change_the_logits_as_they_say() -> None:
+    history = History([0, 1])
+    history.drawn.update([1, 2, 2])
+    logits = np.array([1.0, -1.0, 2.0, 3.0], dtype=np.float32)
+    sampling = Sampling(
+        repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={3: -1.5}
+    )
+    got = history.penalise(logits, sampling).tolist()
+    assert got == pytest.approx([0.5, -2.0 - 0.75, 1.0 - 1.0, 1.5])
+    assert logits.tolist() == [1.0, -1.0, 2.0, 3.0]
+    assert history.penalise(logits, Sampling()) is logits
 
 
 def test_top_p_keeps_the_fewest_that_reach_it() -> None:
@@ -96,10 +129,7 @@ def test_ties_go_to_the_lower_id() -> None:
     assert probabilities([1.0] * 4, top_p=0.5) == [0.5, 0.5, 0.0, 0.0]
     assert probabilities([1.0] * 4, top_p=0.6) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
     assert probabilities([1.0] * 4, min_p=0.9) == [0.25] * 4
-    argmax = sample(
-        torch.tensor([[0.0, 5.0, 5.0]]), GenerateConfig(temperature=0), torch.Generator()
-    )
-    assert argmax.tolist() == [1]
+    assert draw(np.array([0.0, 5.0, 5.0]), Sampling(temperature=0), 0) == 1
 
 
 def test_min_p_is_a_share_of_the_likeliest_after_temperature() -> None:
@@ -109,71 +139,67 @@ def test_min_p_is_a_share_of_the_likeliest_after_temperature() -> None:
 
 
 def test_temperature_towards_zero_is_the_likeliest() -> None:
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
-    for temperature in (1e-3, 1e-30, 5e-324):
-        config = GenerateConfig(temperature=temperature)
-        assert torch.equal(sample(logits, config, token_generator(0, 0)), logits.argmax(-1))
+    for logits in normal(2, 4, 50):
+        for temperature in (1e-3, 1e-30, 5e-324):
+            assert draw(logits, Sampling(temperature=temperature), 0) == logits.argmax()
 
 
 @pytest.mark.parametrize("fields", [{}, {"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.2}])
 def test_draws_follow_the_probabilities(fields: dict[str, float]) -> None:
     logits = [2.0, 0.0, 1.0, -0.5, 1.5, 0.3]
-    config = GenerateConfig(temperature=1.0, **fields)  # type: ignore[arg-type]
+    config = Sampling(seed=17, **fields)  # type: ignore[arg-type]
     expected = reference(logits, config)
     draws = 3000
     counts = [0] * len(logits)
     for index in range(draws):
-        token = sample(torch.tensor([logits]), config, token_generator(17, index))
-        counts[int(token)] += 1
+        counts[draw(np.array(logits), config, index)] += 1
     assert all(count == 0 for count, p in zip(counts, expected, strict=True) if p == 0)
     drawn = [(count, draws * p) for count, p in zip(counts, expected, strict=True) if p > 0]
     distance = sum((count - mean) ** 2 / mean for count, mean in drawn)
     assert distance < CHI_SQUARE_999[len(drawn)]
 
 
-def test_seeds_of_one_position_are_independent_draws() -> None:
-    config = GenerateConfig(temperature=1.0)
-    tokens = [int(sample(torch.zeros(1, 4), config, token_generator(s, 5))) for s in range(2000)]
+@pytest.mark.parametrize("varied", ["seed", "choice"])
+def test_seeds_and_choices_of_one_position_are_independent_draws(varied: str) -> None:
+    flat = np.zeros(4)
+    tokens = [draw(flat, Sampling(**{varied: n}), 5) for n in range(2000)]  # type: ignore[arg-type]
     counts = [tokens.count(i) for i in range(4)]
     assert sum((count - 500) ** 2 / 500 for count in counts) < CHI_SQUARE_999[4]
 
 
 def test_a_draw_depends_on_seed_and_position_alone() -> None:
-    logits = torch.randn(1, 1000, generator=torch.Generator().manual_seed(3))
-    config = GenerateConfig(temperature=1.5)
+    logits = normal(3, 1000)
 
     def draws(seed: int) -> list[int]:
-        return [int(sample(logits, config, token_generator(seed, index))) for index in range(20)]
+        return [draw(logits, Sampling(temperature=1.5, seed=seed), i) for i in range(20)]
 
     first = draws(1)
-    torch.manual_seed(99)
-    before = torch.get_rng_state()
+    np.random.seed(99)
+    before = np.random.get_state()[1].tolist()  # type: ignore[index]
     assert draws(1) == first
-    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
     assert draws(2) != first
     assert draws(2**70) != first
     assert len(set(first)) > 1
 
 
 def test_a_token_without_probability_is_never_drawn() -> None:
-    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
-    config = GenerateConfig(temperature=1.0)
-    drawn = {int(sample(logits, config, token_generator(0, index))) for index in range(200)}
+    logits = np.array([-math.inf, 0.0, -math.inf, 0.0, -math.inf])
+    drawn = {draw(logits, Sampling(), index) for index in range(200)}
     assert drawn == {1, 3}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) -> None:
-    config = GenerateConfig(temperature=temperature)
     with pytest.raises(LascauxError, match="largest logit is (nan|inf).*lascaux verify"):
-        sample(torch.tensor([[0.0, bad]]), config, token_generator(0, 0))
+        draw(np.array([0.0, bad]), Sampling(temperature=temperature), 0)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("max_tokens", 0, "'max_tokens' must be at least 1; got 0"),
+        ("max_tokens", -1, "'max_tokens' must be 0 or above; got -1"),
         ("temperature", -0.1, "'temperature' must be 0 or above, and finite; got -0.1"),
         ("temperature", math.nan, "'temperature' must be 0 or above, and finite; got nan"),
         ("temperature", math.inf, "'temperature' must be 0 or above, and finite; got inf"),
@@ -183,15 +209,28 @@ def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) 
         ("min_p", 1.0, "'min_p' must be at least 0 and below 1; got 1.0"),
         ("min_p", -1e-9, "'min_p' must be at least 0 and below 1; got -1e-09"),
         ("seed", -1, "'seed' must be 0 or above; got -1"),
+        ("min_tokens", -1, "'min_tokens' must be 0 or above; got -1"),
+        ("typical_p", 0.0, "'typical_p' must be above 0 and at most 1; got 0.0"),
+        ("presence_penalty", math.inf, "'presence_penalty' must be finite; got inf"),
+        ("frequency_penalty", math.nan, "'frequency_penalty' must be finite; got nan"),
+        ("repetition_penalty", 0.0, "'repetition_penalty' must be above 0, and finite; got 0.0"),
+        ("logit_bias", {1: math.nan}, "'logit_bias' must be numbers that are finite; got {1: nan}"),
+        ("logit_bias", {9: 1.0}, "'logit_bias' has token id 9; the model has ids from 0 to 8"),
+        (
+            "stop_token_ids",
+            (-1,),
+            "'stop_token_ids' has token id -1; the model has ids from 0 to 8",
+        ),
         ("stop", ("a", ""), "'stop' must be strings that are not empty; got ['a', '']"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(RequestError) as raised:
-        check_settings(dataclasses.replace(GenerateConfig(), **{field: value}))  # type: ignore[arg-type]
+        check_sampling(Sampling(**{field: value}), 9)  # type: ignore[arg-type]
     assert str(raised.value) == message
 
 
 def test_the_defaults_are_in_range() -> None:
-    check_settings(GenerateConfig())
-    check_settings(GenerateConfig(temperature=0, top_p=0, top_k=10**9, max_tokens=1))
+    check_sampling(Sampling(), 9)
+    check_sampling(sampling_of(GenerateConfig()), 9)
+    check_sampling(Sampling(temperature=0, top_p=0, top_k=10**9, max_tokens=0), 9)

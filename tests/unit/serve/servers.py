@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import openai
 import tokenizers
 
@@ -27,6 +28,7 @@ CHATML = (
     "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+HTTP = httpx.Client(verify=False, trust_env=False, timeout=20)
 TEXTS = [
     "Zwölf Boxkämpfer jagen Viktor über den großen Sylter Deich. 🦊🐴 naïve café",
     "Hello World!",
@@ -73,7 +75,7 @@ class FakeEngine:
             if len(self.live) + len(asked) > self.options.max_streams + self.options.max_waiting:
                 raise QueueFull("too many answers wait; ask again later")
             tickets = []
-            for request, deliver in asked:
+            for request, _ in asked:
                 self.asked.append(request)
                 tickets.append(len(self.asked))
                 self.live.add(len(self.asked))
@@ -169,7 +171,8 @@ class Running:
     server: Server
 
     def client(self, key: str = "none", **given: Any) -> openai.OpenAI:
-        given = {"max_retries": 0, "timeout": 20} | given
+        plain = httpx.Client(verify=False, trust_env=False)  # to read no certificates
+        given = {"max_retries": 0, "timeout": 20, "http_client": plain} | given
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **given)
 
 

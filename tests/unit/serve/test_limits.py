@@ -1,4 +1,4 @@
-"""Every row of the table of limits: what is within is accepted, what is not is named and refused."""
+"""Every row of the table: what is within is accepted, what is not is named and refused."""
 
 import math
 from pathlib import Path
@@ -117,6 +117,7 @@ def test_the_keys_of_logit_bias_are_ids_of_the_vocabulary(key: str) -> None:
         (b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}", "deeper than 32"),
         (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "deeper than 32"),
         (b'{"a":' * 40 + b"1" + b"}" * 40, "deeper than 32"),
+        (b'{"a": [' + b"{}," * 999 + b"{}]}", "more than 1,000 lists"),
         (b'{"a": ' + b"9" * 5000 + b"}", "digits"),
         (b'{"a": ["x", "\\ud800"]}', "'a' is not valid text: character 0"),
         (b'{"a": {"b": "ab\\udfff"}}', "'a' is not valid text: character 2"),
@@ -124,12 +125,12 @@ def test_the_keys_of_logit_bias_are_ids_of_the_vocabulary(key: str) -> None:
 )
 def test_a_body_that_is_no_plain_json_object_is_refused(raw: bytes, message: str) -> None:
     with pytest.raises(Refusal, match=message) as caught:
-        parse_body(raw, 32)
+        parse_body(raw, 32, 1000)
     assert caught.value.status == 400
 
 
 def test_nesting_up_to_the_limit_is_read() -> None:
-    assert parse_body(b'{"a": ' + b"[" * 31 + b"]" * 31 + b"}", 32)
+    assert parse_body(b'{"a": ' + b"[" * 31 + b"]" * 31 + b"}", 32, 33)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ export class Complete {
       change: () => this.#drawn(),
       progress: (figures) => {
         this.figures = figures;
+        if (this.writer.job.answers.length === 1) this.numTokens = figures.promptTokens + figures.numTokens;
       },
     });
     this.view = new TokenView(this, popover);
@@ -77,8 +78,7 @@ export class Complete {
     $("scroller").addEventListener("pointerdown", (event) => {
       if (event.target.closest(".sheet") && !event.target.closest("#editor, button, i")) {
         event.preventDefault();
-        this.editor.selection = { start: this.doc.length, end: this.doc.length };
-        this.editor.focus();
+        this.editor.focus({ start: this.doc.length, end: this.doc.length });
       }
     });
   }
@@ -187,7 +187,7 @@ export class Complete {
       this.#failed(error);
     }
     const end = this.doc.length;
-    this.editor.select({ start: end, end });
+    this.editor.show(this.doc.text, { start: end, end });
     this.#rest();
   }
 
@@ -200,6 +200,7 @@ export class Complete {
 
   /* While tokens come: at most once a frame. */
   #drawn() {
+    $("complete").setAttribute("aria-busy", String(this.writer.running));
     if (this.frame) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = 0;
@@ -362,7 +363,6 @@ export class Complete {
     $("retry").disabled = running || !this.doc.length;
     $("undo").disabled = !this.doc.past.length;
     $("redo").disabled = running || !this.doc.future.length;
-    $("complete").setAttribute("aria-busy", String(running));
   }
 
   #status() {

@@ -41,7 +41,7 @@ export class Editor {
     this.node = document.createTextNode("");
     this.locked = false;
     this.editable = true;
-    this.selection = { start: 0, end: 0 };
+    this.known = { start: 0, end: 0 };
     this.#normalise("");
     if (element.contentEditable !== "plaintext-only") element.contentEditable = "true";
     element.addEventListener("beforeinput", (event) => this.#beforeInput(event));
@@ -54,6 +54,12 @@ export class Editor {
 
   get text() {
     return this.node.data;
+  }
+
+  /* What is selected, or was when the text last had the focus. */
+  get selection() {
+    this.known = this.#domSelection() ?? this.known;
+    return this.known;
   }
 
   /* Shows a text; touches only what differs, so that selection and layout stay. */
@@ -69,14 +75,15 @@ export class Editor {
 
   select({ start, end }) {
     const length = this.node.data.length;
-    this.selection = { start: Math.min(start, length), end: Math.min(end, length) };
-    if (document.activeElement !== this.element) return;
-    getSelection().setBaseAndExtent(this.node, this.selection.start, this.node, this.selection.end);
+    this.known = { start: Math.min(start, length), end: Math.min(end, length) };
+    const { anchorNode } = getSelection();
+    if (document.activeElement !== this.element && !this.element.contains(anchorNode)) return;
+    getSelection().setBaseAndExtent(this.node, this.known.start, this.node, this.known.end);
   }
 
-  focus() {
+  focus(selection = this.selection) {
     this.element.focus({ preventScroll: true });
-    this.select(this.selection);
+    this.select(selection);
   }
 
   /* While locked the text can be read and selected, not changed. */
@@ -111,11 +118,15 @@ export class Editor {
   }
 
   #beforeInput(event) {
+    this.known = this.selection; // as it is before the change
     if (this.locked || event.inputType.startsWith("format")) {
       event.preventDefault();
     } else if (event.inputType === "insertParagraph" || event.inputType === "insertLineBreak") {
       event.preventDefault();
       this.#replaceSelection("\n");
+    } else if (event.inputType === "insertText" && /[\r\n]/.test(event.data ?? "")) {
+      event.preventDefault(); // keyboards of phones paste like this, and browsers drop the new lines
+      this.#replaceSelection(plain(event.data));
     } else if (event.inputType === "insertFromDrop") {
       event.preventDefault();
       const [range] = event.getTargetRanges();
@@ -159,9 +170,9 @@ export class Editor {
 
   /* Takes over what the browser did to the text. */
   #read() {
-    const before = this.selection;
+    const before = this.known;
     const text = this.#domText();
-    const caret = this.#domOffset(getSelection().focusNode, getSelection().focusOffset) ?? text.length;
+    const caret = this.#domSelection()?.end ?? text.length;
     const known = this.on.text();
     if (!this.#isNormal()) {
       this.#normalise(text);
@@ -186,8 +197,20 @@ export class Editor {
     return text;
   }
 
+  #domSelection() {
+    const selection = getSelection();
+    if (!selection.rangeCount || !this.element.contains(selection.anchorNode)) return null;
+    const range = selection.getRangeAt(0);
+    const [start, end] = [
+      this.#domOffset(range.startContainer, range.startOffset),
+      this.#domOffset(range.endContainer, range.endOffset),
+    ];
+    return { start, end };
+  }
+
   #domOffset(node, offset) {
-    if (!this.element.contains(node)) return null;
+    if (node === this.node) return offset;
+    if (!this.element.contains(node)) return this.node.data.length;
     const range = new Range();
     range.setStart(this.element, 0);
     range.setEnd(node, offset);
@@ -195,14 +218,9 @@ export class Editor {
   }
 
   #noteSelection() {
-    const selection = getSelection();
-    if (!selection.rangeCount || !this.element.contains(selection.anchorNode)) return;
-    const range = selection.getRangeAt(0);
-    const start = this.#domOffset(range.startContainer, range.startOffset);
-    const end = this.#domOffset(range.endContainer, range.endOffset);
-    if (start === this.selection.start && end === this.selection.end) return;
-    this.selection = { start, end };
-    this.on.select();
+    const { start, end } = this.known;
+    const now = this.selection;
+    if (now.start !== start || now.end !== end) this.on.select();
   }
 }
 

@@ -95,15 +95,24 @@ export class TokenPopover {
     const header = make("header");
     header.append(make("code", "", visible(token.name ?? token.text)));
     if (token.logprob !== undefined) header.append(make("b", "", percent(token.logprob)));
+    if (this.pinned) header.append(this.#closeButton());
     const facts = [];
     if (token.id !== undefined) facts.push(`id ${token.id}`);
-    if (token.logprob !== undefined) facts.push(`${token.logprob.toFixed(3)} nats`);
+    if (token.logprob !== undefined) facts.push(`${token.logprob.toFixed(3).replace("-", "−")} nats`);
     const place = list.findIndex((row) => row.own);
     if (place >= 0 && token.top) facts.push(place < token.top.length ? `rank ${place + 1}` : `beyond rank ${token.top.length}`);
     if (note) facts.push(note);
     const ordered = make("ol");
     list.forEach((row, index) => ordered.append(this.#row(row, index, Boolean(pick))));
     return [header, make("p", "facts", facts.join(" · ")), ordered];
+  }
+
+  #closeButton() {
+    const button = make("button", "quiet icon", "×");
+    button.type = "button";
+    button.setAttribute("aria-label", "Close");
+    button.addEventListener("click", () => this.hide());
+    return button;
   }
 
   #row(row, index, canPick) {

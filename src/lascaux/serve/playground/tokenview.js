@@ -125,7 +125,7 @@ export class TokenView {
       this.toggle(false);
     } else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
       this.#step(event.key === "ArrowRight" ? 1 : -1);
-    } else if ((event.key === "ArrowDown" || event.key === "Enter") && this.popover.open && event.target.closest("#editor, body")) {
+    } else if ((event.key === "ArrowDown" || event.key === "Enter") && this.popover.open && !event.target.closest("#popover, button")) {
       this.popover.focusRow(0);
     } else {
       return;
