@@ -206,10 +206,12 @@ def add_reading_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     importing = add(
         "import",
         commands.import_command,
-        "make a run of a Hugging Face folder",
+        "make a run of a Hugging Face folder or a GGUF file",
         [section for section in ALL_SECTIONS if section not in ("model", "tokenizer")],
     )
-    importing.add_argument("source", type=Path, metavar="HF_DIR")
+    importing.add_argument(
+        "source", type=Path, metavar="SOURCE", help="a Hugging Face folder, or a .gguf file"
+    )
     importing.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new run")
 
     exporting = add("export", commands.export_command, "write a run as a Hugging Face folder")

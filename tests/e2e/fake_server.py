@@ -153,7 +153,9 @@ def scores(context: list[int], ids: list[int], texts: list[str], count: int) -> 
             None if top is None else {name_of(token): math.log(p) for token, p in top}
             for top in tops
         ],
-        "top_token_ids": [None if top is None else [token for token, _ in top] for top in tops],
+        "top_token_ids": [
+            None if top is None else {name_of(token): token for token, _ in top} for top in tops
+        ],
         "text_offset": [0] * len(ids),
     }
 
@@ -187,21 +189,22 @@ class Script:
         drawn = draw(self.body, self.prompt, choice)
         before = b"".join(TOKENS[token] for token in self.prompt)
         texts = contribution(drawn, before)
-        stops = self.body.get("stop") or []
-        made, sent = [], ""
-        for place, (token, text) in enumerate(zip(drawn, texts)):
-            whole, stopped = cut_at_stop(sent + text, stops)
+        final, stopped = cut_at_stop("".join(texts), self.body.get("stop") or [])
+        made, sent, seen = [], 0, ""
+        for place, token in enumerate(drawn):
+            seen += texts[place]
             reason = None
-            if stopped or token == 0:
+            if cut_at_stop(seen, self.body.get("stop") or [])[1] or token == 0:
                 reason = "stop"
             elif place + 1 == len(drawn):
                 reason = "length"
-                if not text and token:
-                    whole += "\ufffd"  # a character that did not become complete
+                if not texts[place] and not stopped:  # a character that did not become complete
                     texts[place] = "\ufffd"
-            made.append(self._chunk(choice, drawn, place, texts[place], whole[len(sent) :], reason))
-            sent = whole
-            if stopped:
+                    final, seen = final + "\ufffd", seen + "\ufffd"
+            new = final[sent : len(seen)]
+            made.append(self._chunk(choice, drawn, place, texts[place], new, reason))
+            sent = max(sent, min(len(seen), len(final)))
+            if reason == "stop":
                 break
         return made
 

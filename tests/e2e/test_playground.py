@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import SMALL_RUN
 from tests.e2e import fake_server
 from tests.e2e.fake_server import FakeServer
+from tests.e2e.serving import Serving, serving
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -53,7 +55,7 @@ class Visit:
         self.page.on("console", self._heard)
         self.page.on("request", lambda request: self._asked(request.url, url))
         self.page.goto(url)
-        self.page.wait_for_selector("#model b")
+        self.page.wait_for_selector("#model b", state="attached")
 
     def _heard(self, message: Any) -> None:
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
@@ -347,6 +349,17 @@ def test_several_continuations_become_branches(page: Page) -> None:
     assert text(page) == expected[2]
 
 
+def test_a_stop_string_is_cut_out_even_inside_a_token(page: Page, server: FakeServer) -> None:
+    whole = drawn_by(START, 3, 30)
+    settings(page, max_tokens=30, seed=3, stop=whole[20:23])
+    write(page, START)
+    kept = START + whole[: whole.index(whole[20:23])]
+    assert draw(page) == kept
+    assert "ended" in page.inner_text("#status")
+    draw(page)
+    assert "".join(fake_server.contribution(server.bodies[-1]["prompt"])) == kept
+
+
 def test_an_edit_of_drawn_text_leaves_the_drawn_version_in_the_tree(page: Page) -> None:
     settings(page, max_tokens=6, seed=8)
     write(page, START)
@@ -367,7 +380,7 @@ def test_everything_is_there_after_a_reload(page: Page) -> None:
     write(page, START)
     versions = [draw(page), draw(page, "Control+Shift+Enter")]
     page.reload()
-    page.wait_for_selector("#model b")
+    page.wait_for_selector("#model b", state="attached")
     assert text(page) == versions[1]
     assert page.input_value("#sampling-temperature") == "0.9"
     page.keyboard.press("Alt+ArrowLeft")
@@ -382,7 +395,7 @@ def test_a_second_tab_does_not_overwrite_the_first(page: Page, server: FakeServe
     page.wait_for_timeout(500)
     other = page.context.new_page()
     other.goto(server.url)
-    other.wait_for_selector("#model b")
+    other.wait_for_selector("#model b", state="attached")
     assert text(other) == "first"
     write(other, " second")
     other.wait_for_timeout(500)
@@ -520,12 +533,12 @@ def test_a_key_is_asked_for_and_kept_for_the_session(browser: Any, server: FakeS
     assert "API key" in page.inner_text("#key-reason")
     page.fill("#key", "hand")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#model b")
+    page.wait_for_selector("#model b", state="attached")
     settings(page, max_tokens=3, seed=1)
     write(page, START)
     assert draw(page) == START + drawn_by(START, 1, 3)
     page.reload()
-    page.wait_for_selector("#model b")
+    page.wait_for_selector("#model b", state="attached")
     page.keyboard.press("Alt+c")
     page.wait_for_selector("#share-sheet[open]")
     assert "hand" not in page.inner_text("#code") and "$OPENAI_API_KEY" in page.inner_text("#code")
@@ -541,7 +554,7 @@ def test_a_loading_model_is_waited_for(browser: Any, server: FakeServer) -> None
     page.goto(server.url)
     page.wait_for_selector("#model >> text=loading")
     server.loading = False
-    page.wait_for_selector("#model b")
+    page.wait_for_selector("#model b", state="attached")
     context.close()
 
 
@@ -804,3 +817,97 @@ RANDOM_EDITS = """async (seed) => {
 @pytest.mark.parametrize("seed", range(5))
 def test_random_edits_never_lose_what_was_drawn(page: Page, seed: int) -> None:
     assert page.evaluate(RANDOM_EDITS, seed) == []
+
+
+@pytest.fixture(scope="module")
+def our_server(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator[Serving]:
+    """The real server of a small run."""
+    from lascaux.cli import run_command
+
+    folder = tmp_path_factory.mktemp("playground")
+    config = folder / "small.toml"
+    config.write_text(SMALL_RUN.format(corpus=corpus))
+    flags = ["--model.max_context=512", "--serve.model_name=sums"]
+    assert run_command(["train", str(config), "--run", str(folder / "run"), *flags]) == 0
+    with serving(folder / "run") as started:
+        yield started
+
+
+@pytest.fixture
+def our_page(our_server: Serving, browser: Any) -> Iterator[Page]:
+    visit = Visit(browser, our_server.url + "/")
+    yield visit.page
+    visit.context.close()
+    assert not visit.errors
+    assert not visit.elsewhere
+
+
+def ask(server: Serving, path: str, body: dict[str, Any]) -> Any:
+    sent = urllib.request.Request(
+        server.url + path, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(sent) as answer:
+        return json.load(answer)
+
+
+def shown_as(words: str) -> str:
+    """The page waits for the rest of a last character, which the API gives as a replacement."""
+    return words.removesuffix("\ufffd")
+
+
+def test_our_server_draws_what_the_copied_program_prints(
+    our_page: Page, our_server: Serving, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openai")
+    typed = "add(3, 4) = é😀\n"
+    settings(our_page, max_tokens=20, temperature=1)
+    write(our_page, typed)
+    shown = draw(our_page)
+    for _ in range(2):
+        our_page.keyboard.press("Alt+c")
+        our_page.wait_for_selector("#share-sheet[open]")
+        our_page.click("#as-python")
+        program = our_page.inner_text("#code")
+        our_page.keyboard.press("Escape")
+        exec(compile(program, "copied", "exec"), {})
+        assert shown_as(typed + capsys.readouterr().out[:-1]) == shown_as(shown)
+        typed, shown = shown, draw(our_page)
+
+
+def test_our_server_goes_on_exactly_from_a_chosen_token(our_page: Page, our_server: Serving) -> None:
+    settings(our_page, max_tokens=12, temperature=1)
+    write(our_page, "add(")
+    before = draw(our_page)
+    seen: list[dict[str, Any]] = []
+    our_page.on("request", lambda request: seen.append(request.post_data_json))
+    our_page.mouse.move(*point(our_page, len("add(") + 2))
+    our_page.wait_for_selector("#popover:not([hidden])")
+    number = our_page.eval_on_selector_all(
+        "#popover li button", "all => all.findIndex((e) => !e.classList.contains('own'))"
+    )
+    our_page.click(f"#popover li:nth-child({number + 1}) button")
+    our_page.wait_for_selector("#branch:not([hidden])")
+    rest(our_page)
+    until(our_page, f"document.getElementById('editor').firstChild.data !== {before!r}")
+    body = next(body for body in seen if body and body.get("stream"))
+    plain = {key: value for key, value in body.items() if "stream" not in key}
+    again = ask(our_server, "/v1/completions", plain)["choices"][0]["text"]
+    prompt = ask(our_server, "/detokenize", {"tokens": body["prompt"]})["prompt"]
+    assert shown_as(text(our_page)) == shown_as(prompt.removeprefix("<|endoftext|>") + again)
+    our_page.keyboard.press("Alt+p")
+    our_page.wait_for_selector("#legend:not([hidden]) >> text=nats a token over")
+    scored = int(our_page.inner_text("#mean").split()[-1].replace(",", ""))
+    assert scored >= len(body["prompt"]) + 11
+
+
+def test_our_server_chats_without_a_template(our_page: Page) -> None:
+    settings(our_page, max_tokens=8, temperature=1)
+    our_page.click("#tab-chat")
+    assert "no chat template" in our_page.inner_text("#chat-note")
+    say(our_page, "add(1, 2)")
+    first = answers(our_page)
+    assert "8" in our_page.inner_text("#chat-status")
+    our_page.click(".assistant >> text=Retry")
+    rest(our_page, "chat")
+    our_page.keyboard.press("Alt+ArrowLeft")
+    assert answers(our_page) == first

@@ -1,6 +1,7 @@
 """The server as people start it: the official client against it, and how it ends."""
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -112,12 +113,14 @@ def test_sigterm_finishes_streams_and_exits_0(run: Path) -> None:
 def test_a_second_signal_ends_at_once(run: Path) -> None:
     with serving(run) as started:
         with begin_long_stream(started.url) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()
+            next(lines)
             started.process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
+            while httpx.get(f"{started.url}/health").status_code == 200:
+                time.sleep(0.02)
             started.process.send_signal(signal.SIGINT)
             with pytest.raises(httpx.RemoteProtocolError):
-                list(answer.iter_lines())
+                list(lines)
         code, err = started.ends()
         assert code == 0 and "Traceback" not in err
 
@@ -159,5 +162,8 @@ def test_a_folder_without_a_model_is_said(tmp_path: Path, cli: Any) -> None:
 
 
 def test_a_model_that_does_not_load_ends_the_server(run: Path, tmp_path: Path, cli: Any) -> None:
-    refused = cli("serve", run, "--port", 0, "--serve.cache_tokens=1", "--generate.weights=int8")
-    assert refused.code in (0, 2)
+    damaged = shutil.copytree(run, tmp_path / "run")
+    tokenizer = damaged / "tokenizer.json"
+    tokenizer.write_text("{}")
+    refused = cli("serve", damaged, "--port", 0)
+    assert refused.code == 2 and "tokenizer.json' is malformed" in refused.err

@@ -166,6 +166,38 @@ CASES = [
         "llama",
     ),
     Case(
+        "llama stretched as llama 3.1",
+        small(
+            LlamaForCausalLM,
+            LlamaConfig,
+            intermediate_size=F,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 100.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 12,
+            },
+        ),
+        "llama",
+    ),
+    Case(
+        "neox stretched, part of each head",
+        small(
+            GPTNeoXForCausalLM,
+            GPTNeoXConfig,
+            intermediate_size=F,
+            rope_parameters={
+                "rope_type": "linear",
+                "rope_theta": 1000.0,
+                "factor": 3.0,
+                "partial_rotary_factor": 0.5,
+            },
+        ),
+        "gpt_neox",
+    ),
+    Case(
         "olmoe that divides by the sum",
         small(
             OlmoeForCausalLM,
@@ -347,6 +379,21 @@ EXPORTS = {
     "mixtral-8x7b": "mixtral",
     "olmoe-1b-7b": "olmoe",
 }
+
+
+def test_the_old_spelling_of_stretched_positions_is_read(
+    tmp_path: Path, tokenizer: Tokenizer, console: Console
+) -> None:
+    (case,) = [case for case in CASES if case.name == "llama stretched as llama 3.1"]
+    model = randomised(case.make())
+    source = save(model, tmp_path / "hf", tokenizer)
+    content = json.loads((source / "config.json").read_text())
+    rotary = content.pop("rope_parameters")
+    content |= {"rope_theta": rotary.pop("rope_theta"), "rope_scaling": rotary}
+    (source / "config.json").write_text(json.dumps(content))
+    import_folder(source, tmp_path / "run", console)
+    with torch.no_grad():
+        assert_close(in_fp32(tmp_path / "run").model(tokens()), their_logits(model))
 
 
 @pytest.mark.parametrize("preset", [name for name in EXPORTS if name in preset_names()])

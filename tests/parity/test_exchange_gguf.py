@@ -6,7 +6,7 @@ The files are written here by llama.cpp's library, arranged as llama.cpp's conve
 import importlib.util
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from lascaux.checkpoint.manifest import read_manifest
 from lascaux.config.load import from_tables
 from lascaux.data.roles import read_roles
 from lascaux.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from lascaux.errors import DataError
+from lascaux.errors import CheckpointError, DataError
 from lascaux.exchange import gguf_file
 from lascaux.exchange.exporting import export_folder
 from lascaux.exchange.gguf_file import open_gguf
@@ -134,6 +134,9 @@ def add_settings(writer: gguf.GGUFWriter, name: str, config: Any) -> None:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        if config.rope_parameters["rope_type"] == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(config.rope_parameters["factor"])
         writer.add_vocab_size(config.vocab_size)
         if getattr(config, "head_dim", None):
             writer.add_key_length(config.head_dim)
@@ -181,11 +184,12 @@ def write_gguf(
     tokenizer: Tokenizer,
     quantised: GGMLQuantizationType | None = None,
     pre: str = "gpt-2",
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHS[name]])
     add_settings(writer, name, model.config)
     add_tokenizer(writer, tokenizer, model.config.vocab_size, pre)  # type: ignore[union-attr]
-    for key, array in gguf_tensors(name, model, path.parent / "hf").items():
+    for key, array in (gguf_tensors(name, model, path.parent / "hf") | dict(extra or {})).items():
         if quantised is not None and array.ndim == 2:
             writer.add_tensor(key, gguf.quantize(array, quantised), raw_dtype=quantised)
         else:
@@ -207,12 +211,12 @@ def their_logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def our_logits(run: Path, ids: Tensor) -> Tensor:
+def our_logits(run: Path, ids: Tensor, positions: Tensor | None = None) -> Tensor:
     checkpoint = find_checkpoint(run)
     config = from_tables(read_manifest(checkpoint).state["config"], "manifest.json").model
     model = Transformer(config).eval()
     model.load_state_dict(load_tensors(checkpoint, "model"))
-    return model(ids)
+    return model(ids, positions=positions)
 
 
 def assert_close(got: Tensor, wanted: Tensor) -> None:
@@ -306,6 +310,56 @@ def test_sequential_gptneox_and_partial_rotary_are_kept(
     write_gguf(tmp_path / "model.gguf", "gpt_neox", model, tokenizer)
     import_folder(tmp_path, tmp_path / "run", console)
     assert_close(our_logits(tmp_path / "run", tokens()), their_logits(model, tokens()))
+
+
+LLAMA31 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    "rotary", [LLAMA31, {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}]
+)
+def test_stretched_positions_are_kept(
+    rotary: dict[str, Any], tmp_path: Path, tokenizer: Tokenizer, console: Console
+) -> None:
+    """llama3: a tensor with a factor for each frequency, as the converter computes it."""
+    config = LlamaConfig(
+        vocab_size=V,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=20_000,
+        rope_parameters=rotary,
+    )
+    model = randomised(LlamaForCausalLM(config))
+    extra = {}
+    if rotary is LLAMA31:
+        plain = 5e5 ** (torch.arange(0, 32, 2) / 32)
+        share = ((8192 / (2 * torch.pi * plain)) - 1) / 3
+        extra["rope_freqs.weight"] = (1 / ((1 - share.clamp(0, 1)) / 8 + share.clamp(0, 1))).numpy()
+    path = write_gguf(tmp_path / "model.gguf", "llama", model, tokenizer, extra=extra)
+    import_folder(path, tmp_path / "run", console)
+    far = torch.arange(60) % V
+    positions = torch.arange(60)[None] * 300  # beyond the original context
+    with torch.no_grad():
+        wanted = model.eval()(far[None], position_ids=positions).logits
+    got = our_logits(tmp_path / "run", far[None], positions)
+    assert_close(got, wanted)
+    export_folder(tmp_path / "run", tmp_path / "out", console)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        torch.testing.assert_close(back(far[None], position_ids=positions).logits, wanted)
+    extra["rope_freqs.weight"] = np.linspace(1, 3, 16, dtype=np.float32)
+    write_gguf(path, "llama", model, tokenizer, extra=extra)
+    with pytest.raises(CheckpointError, match="in another way than Llama 3.1"):
+        import_folder(path, tmp_path / "other", console)
 
 
 def dequantisable() -> list[GGMLQuantizationType]:

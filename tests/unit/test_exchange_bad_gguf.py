@@ -1,11 +1,13 @@
-"""GGUF files and pickles that are damaged, lie, or hide something: one line each, nothing written."""
+"""GGUF files and pickles that are damaged, lie, or hide something: one line, nothing written."""
 
 import io
+import json
 import os
 import pickle
 import random
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,6 +319,7 @@ def test_the_good_file_is_read_alone_in_its_folder_and_through_a_link(
     path = tmp_path / "in" / "m.gguf"
     path.write_bytes(good())
     import_folder(path, tmp_path / "a", console)
+    (tmp_path / "in" / "config.json").write_text("{}")  # as many repositories have it
     import_folder(tmp_path / "in", tmp_path / "b", console)
     (tmp_path / "link.gguf").symlink_to(path)
     import_folder(tmp_path / "link.gguf", tmp_path / "c", console)
@@ -396,8 +399,6 @@ def in_parts(folder: Path) -> dict[str, str]:
 
 
 def write_index(folder: Path, placed: dict[str, str]) -> None:
-    import json
-
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": placed}))
 
 
@@ -417,6 +418,16 @@ def test_pickled_parts_are_put_together(source: Path, console: Console) -> None:
 class Code:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch owned",)
+
+
+def compressed(folder: Path, content: object) -> None:
+    pickled(folder, content)
+    path = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
 
 
 BAD_PICKLES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -448,6 +459,7 @@ BAD_PICKLES: dict[str, tuple[Callable[[Path], object], str]] = {
         "is no file of weights that torch reads",
     ),
     "empty": (lambda f: (f / "pytorch_model.bin").write_bytes(b""), "is no file of weights"),
+    "compressed": (lambda f: compressed(f, state(f)), "compressed, which torch never writes"),
     "a folder": (lambda f: (f / "pytorch_model.bin").mkdir(), "has none of model.safetensors"),
 }
 

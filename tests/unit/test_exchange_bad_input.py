@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lascaux.checkpoint.load import load_tensors
+from lascaux.config.check import check_model
+from lascaux.config.schema import ModelConfig
 from lascaux.data.tokenizer import Tokenizer, train_tokenizer
 from lascaux.errors import CheckpointError, ConfigError, DataError, LascauxError
 from lascaux.exchange import importing
@@ -262,11 +264,31 @@ BAD_SETTINGS: dict[str, tuple[dict[str, object], str]] = {
     "key heads that divide nothing": (dict(num_key_value_heads=3), "not a multiple of"),
     "too large a number": (dict(rms_norm_eps=1e999), "Infinity is no number"),
     "an unknown activation": (dict(hidden_act="gelu"), "'hidden_act' must be one of silu"),
-    "stretched positions": (
-        dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
-        "'rope_type' must be \"default\"",
+    "positions stretched otherwise": (
+        dict(rope_scaling={"rope_type": "yarn", "factor": 8.0}),
+        "'rope_type' must be 'default', 'linear' or 'llama3'",
     ),
-    "positions stretched as of old": (dict(rope_scaling={"type": "linear"}), "'type' must be"),
+    "positions stretched as they come": (dict(rope_scaling={"type": "dynamic"}), "'type' must be"),
+    "a stretch without a factor": (dict(rope_scaling={"type": "linear"}), "'factor' must be there"),
+    "a stretch below one": (
+        dict(rope_scaling={"type": "linear", "factor": 0.5}),
+        "'model.rotary_factor' must be 1 or above; got 0.5",
+    ),
+    "half of llama3": (
+        dict(rope_parameters={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}),
+        "'high_freq_factor' must be there",
+    ),
+    "llama3 upside down": (
+        dict(
+            rope_scaling={
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 4.0,
+                "high_freq_factor": 1.0,
+            }
+        ),
+        "rotary_low_freq_factor 4.0 must be below",
+    ),
     "a part of each head": (dict(partial_rotary_factor=0.5), "must be 1.0"),
     "rope that is no object": (dict(rope_parameters=[1]), "'rope_parameters' must be an object"),
     "gpt2 by layer": (
@@ -385,3 +407,22 @@ def test_the_good_folder_is_accepted(source: Path, console: Console) -> None:
     import_folder(source, source.parent / "run", console)
     saved = load_tensors(find_checkpoint(source.parent / "run"), "model")
     assert saved["blocks.1.attn.k.weight"].shape == (WIDTH // 2, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (dict(rotary_factor=2.0), "'model.rotary_factor' has no effect"),
+        (dict(rotary_original_context=9), "'model.rotary_original_context' has no effect"),
+        (dict(rotary_scaling="linear", rotary_low_freq_factor=2.0), "low_freq_factor' has no"),
+        (dict(rotary_scaling="linear", rotary_factor=0.5), "must be 1 or above; got 0.5"),
+        (dict(rotary_scaling="llama3", rotary_factor=2.0), "needs model.rotary_original_context"),
+        (dict(rotary_scaling="linear", position="alibi"), "'model.rotary_scaling' has no effect"),
+    ],
+)
+def test_each_way_to_stretch_positions_has_settings_of_its_own(
+    changed: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_model(ModelConfig(**changed))
+    assert words in str(caught.value)

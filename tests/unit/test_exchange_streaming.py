@@ -45,6 +45,8 @@ def status(key):
 importing.FILE_BYTES = 8 << 20
 work = Path(sys.argv[1])
 console = Console(file=io.StringIO())
+importing.import_folder(work / "tiny", work / "tiny_run", console)  # libraries come in
+exporting.export_folder(work / "tiny_run", work / "tiny_out", console, "bf16")
 base = status("VmRSS")
 importing.import_folder(work / "hf", work / "run", console)
 print(status("VmHWM") - base)
@@ -77,8 +79,7 @@ def test_what_a_killed_import_or_export_left_goes_with_the_next_one(
     import_folder(source, place / "run", console)
     assert names(place) == ["hf", "run"]
     killed("export", place / "run", place / "out")
-    killed("export", place / "run", place / "out")
-    assert len(names(place)) == 4
+    assert names(place)[0].startswith(".tmp_out_") and names(place)[1:] == ["hf", "run"]
     export_folder(place / "run", place / "out", console)
     assert names(place) == ["hf", "out", "run"]
     import_folder(place / "out", place / "again", console)
@@ -109,8 +110,20 @@ def test_memory_holds_the_largest_tensor_and_a_little(
     tokenizer: Tokenizer,  # noqa: F811
 ) -> None:
     """A model of 260 MB in fp32 whose largest tensor has 16 MB."""
-    width, wider, layers = 1024, 4096, 5
-    folder = tmp_path / "hf"
+    total = make_folder(tmp_path / "hf", tokenizer, layers=5, width=1024)
+    make_folder(tmp_path / "tiny", tokenizer, layers=1, width=64)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    imported, exported = (int(line) for line in done.stdout.split())
+    assert total > 250e6
+    # a tensor twice over, a file of 8 MB, 8 MB on the way, and what malloc keeps
+    assert imported < total / 2.5 and exported < total / 2.5
+
+
+def make_folder(folder: Path, tokenizer: Tokenizer, layers: int, width: int) -> int:  # noqa: F811
+    """A llama of ones in bf16; returns its bytes in fp32."""
+    wider = 4 * width
     folder.mkdir()
     content = {"model_type": "llama", "vocab_size": 300, "hidden_size": width, "hidden_act": "silu"}
     content |= {"intermediate_size": wider, "num_hidden_layers": layers, "rms_norm_eps": 1e-6}
@@ -126,11 +139,4 @@ def test_memory_holds_the_largest_tensor_and_a_little(
         shapes |= {f"{layer}post_attention_layernorm": (width,)}
     weights = {f"{n}.weight": torch.ones(shape).bfloat16() for n, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    imported, exported = (int(line) for line in done.stdout.split())
-    total = 4 * sum(tensor.numel() for tensor in weights.values())
-    assert total > 250e6
-    assert imported < 90e6, "a tensor, a file of 8 MB, libraries"
-    assert exported < 110e6
+    return 4 * sum(tensor.numel() for tensor in weights.values())

@@ -15,7 +15,13 @@ Speed = TrainingSpeed | GenerationSpeed | list[ExpertSpeed]
 
 HEARD = {
     "train": ("model.", "train.", "optimizer."),
-    "generate": ("model.", "train.device", "train.threads", "train.allocator"),
+    "generate": (
+        "model.",
+        "train.device",
+        "train.allocator",
+        "generate.weights",
+        "generate.threads",
+    ),
     "moe": ("train.device", "train.threads", "train.allocator", "train.precision"),
 }
 

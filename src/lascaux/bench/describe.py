@@ -35,16 +35,20 @@ def describe_training(speed: TrainingSpeed) -> str:
 
 def describe_generation(speed: GenerationSpeed) -> str:
     """Prompt and new tokens, and the fraction of the bandwidth."""
-    decode = format_rate(speed.median_decode_tokens_per_second, "tokens")
     rates = speed.decode_tokens_per_second
+    many, one = speed.median_streams_tokens_per_second, speed.median_decode_tokens_per_second
+    how = "compiled for this processor" if speed.compiled else "by torch"
     lines = [
         *describe_peaks(speed.peaks),
-        f"model      {format_count(speed.parameters)} parameters, fp32, one sequence",
+        f"reading    {format_bytes(speed.peaks.read_bytes_per_second)}/s (sum)",
+        f"model      {format_count(speed.parameters)} parameters, {speed.precision}, {how}",
         f"prompt     {speed.prompt_tokens:,} tokens at "
         f"{format_rate(speed.prompt_tokens_per_second, 'tokens')}",
-        f"decode     {decode} ({min(rates):,.1f} to {max(rates):,.1f} in {len(rates)} rounds)",
+        f"decode     {format_rate(one, 'tokens')} ({min(rates):,.1f} to {max(rates):,.1f} in "
+        f"{len(rates)} rounds)",
         f"           {format_bytes(speed.bytes_per_token)} read for each: "
-        f"{format_percent(speed.fraction_of_bandwidth)} of what a copy moves",
+        f"{format_percent(speed.fraction_of_bandwidth)} of what a sum reads",
+        f"{speed.streams} at once  {format_rate(many, 'tokens')} together, {many / one:.1f} times",
     ]
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """`lascaux bench generate`: how fast a config's network reads a prompt and continues it.
 
-One sequence, random weights in fp32, greedy, with the cache of keys and values, as `lascaux
-generate` computes. Each new token reads every weight once: for a model larger than the caches
-memory bandwidth is the limit.
+Random weights, held and computed as `lascaux generate` and `lascaux serve` do. Each new token reads
+every weight once: memory bandwidth over their bytes is the limit for one answer, and several
+answers at once share the reading.
 """
 
 import statistics
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from lascaux.bench.peaks import Peaks
-from lascaux.config.schema import ModelConfig
+from lascaux.config.schema import GenerateConfig, ModelConfig
 from lascaux.errors import ConfigError
-from lascaux.generate.cache import make_cache
+from lascaux.generate.load import choose_weights, native_decoder, place, without_capacity
+from lascaux.generate.network import PagedNetwork, Row
+from lascaux.generate.pages import PAGE_TOKENS
 from lascaux.model.accounting import (
     active_matmul_parameters,
     cache_bytes_per_token,
@@ -26,7 +28,9 @@ from lascaux.model.transformer import Transformer
 from lascaux.parallel.hardware import memory_bytes
 from lascaux.units import format_bytes
 
-MOST_DECODED_TOKENS = 32
+MOST_PROMPT_TOKENS, MOST_DECODED_TOKENS, STREAMS = 256, 32, 8
+WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.625}
+"""of a matrix element; int4 with its factors"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,14 +38,21 @@ class GenerationSpeed:
     """Medians over the rounds."""
 
     parameters: int
+    precision: str
+    compiled: bool
+    """whether rows are computed by compiled code"""
     prompt_tokens: int
     prompt_tokens_per_second: float
     decode_tokens_per_second: list[float]
     median_decode_tokens_per_second: float
+    """of one answer"""
+    streams: int
+    median_streams_tokens_per_second: float
+    """of so many answers at once, together"""
     bytes_per_token: int
     """weights of the matrix products, and the cache at the prompt's end, read once"""
     fraction_of_bandwidth: float
-    """bytes read in a second over the bytes a copy reads and writes; above 1 from a cache"""
+    """bytes read in a second for one answer over what a sum reads; above 1 from a cache"""
     peaks: Peaks
 
 
@@ -60,54 +71,85 @@ def check_generation(model: ModelConfig, device: torch.device) -> None:
         )
 
 
-@torch.inference_mode()
 def bench_generation(
-    model_config: ModelConfig, device: torch.device, rounds: int, done: Callable[[], None]
+    config: ModelConfig,
+    settings: GenerateConfig,
+    device: torch.device,
+    rounds: int,
+    done: Callable[[], None],
 ) -> GenerationSpeed:
-    """Time `rounds` answers to a prompt of about half the context, after one to warm up."""
+    """Time `rounds` answers, one and several at once, after a round to warm up."""
+    config = without_capacity(config)
+    precision = choose_weights(settings, device)
     with device:
-        model = Transformer(model_config)
+        model = Transformer(config).eval()
     initialise(model, seed=0)
-    decoded = min(MOST_DECODED_TOKENS, model_config.max_context // 4)
-    prompt_tokens = model_config.max_context // 2
-    peaks = Peaks()
-    prompt_seconds: list[float] = []
-    decode_seconds: list[float] = []
+    for name, parameter in list(model.named_parameters()):
+        place(model, name, parameter.data, precision)
+    model.requires_grad_(False)
+    native = native_decoder(model, device)
+    prompt_tokens = min(MOST_PROMPT_TOKENS, config.max_context // 2)
+    decoded = min(MOST_DECODED_TOKENS, config.max_context // 4)
+    pages = -(-(prompt_tokens + decoded) // PAGE_TOKENS)
+    network = PagedNetwork(model, STREAMS * pages, config.vocab_size, native)
+    peaks, reading, one, many = Peaks(), list[float](), list[float](), list[float]()
     for _ in range(rounds + 1):
         peaks.measure_products(device)
         peaks.measure_bandwidth(device)
-        first, rest = answer(model, prompt_tokens, decoded, device)
-        prompt_seconds.append(first)
-        decode_seconds.append(rest)
+        peaks.measure_reading(device)
+        reading.append(read_prompts(network, prompt_tokens, pages))
+        one.append(decode(network, 1, prompt_tokens, decoded, pages))
+        many.append(decode(network, STREAMS, prompt_tokens, decoded, pages))
         done()
-    speeds = [decoded / seconds for seconds in decode_seconds[1:]]
+    speeds = [decoded / seconds for seconds in one[1:]]
     median = statistics.median(speeds)
-    cached = prompt_tokens * cache_bytes_per_token(model_config, element_bytes=4)
-    moved = 4 * active_matmul_parameters(model_config) + cached
+    cached = prompt_tokens * cache_bytes_per_token(config, network.pool.keys.element_size())
+    moved = int(WEIGHT_BYTES[precision] * active_matmul_parameters(config)) + cached
     return GenerationSpeed(
-        parameters=count_parameters(model_config).total,
+        parameters=count_parameters(config).total,
+        precision=precision,
+        compiled=native is not None,
         prompt_tokens=prompt_tokens,
-        prompt_tokens_per_second=prompt_tokens / statistics.median(prompt_seconds[1:]),
+        prompt_tokens_per_second=STREAMS * prompt_tokens / statistics.median(reading[1:]),
         decode_tokens_per_second=speeds,
         median_decode_tokens_per_second=median,
+        streams=STREAMS,
+        median_streams_tokens_per_second=STREAMS * decoded / statistics.median(many[1:]),
         bytes_per_token=moved,
-        fraction_of_bandwidth=median * moved / peaks.bandwidth_bytes_per_second,
+        fraction_of_bandwidth=median * moved / peaks.read_bytes_per_second,
         peaks=peaks,
     )
 
 
-def answer(
-    model: Transformer, prompt_tokens: int, decoded: int, device: torch.device
-) -> tuple[float, float]:
-    """Seconds for the prompt, and for the tokens drawn after it."""
+def tables(streams: int, pages: int) -> list[list[int]]:
+    """The pages of each answer."""
+    return [list(range(number * pages, (number + 1) * pages)) for number in range(streams)]
+
+
+def read_prompts(network: PagedNetwork, prompt_tokens: int, pages: int) -> float:
+    """Seconds to read a prompt for each answer and what comes after it."""
     draw = torch.Generator().manual_seed(0)
-    size = (1, prompt_tokens)
-    unseen = torch.randint(model.config.vocab_size, size, generator=draw).to(device)
-    cache = make_cache(model.config, 1, prompt_tokens + decoded, torch.float32, device)
-    clock = [time.perf_counter()]
-    for _ in range(decoded + 1):
-        x = model.residual(unseen, cache=cache)
-        unseen = model.unembed(x[:, -1:]).argmax(dim=-1)
-        unseen.item()  # waits for a GPU
-        clock.append(time.perf_counter())
-    return clock[1] - clock[0], clock[-1] - clock[1]
+    tokens = torch.randint(network.model.config.vocab_size, (prompt_tokens,), generator=draw)
+    starts = range(0, prompt_tokens, network.chunk_tokens)
+    started = time.perf_counter()
+    for table in tables(STREAMS, pages):
+        for start, chunk in zip(starts, tokens.split(network.chunk_tokens), strict=True):
+            x = network.read(chunk.tolist(), start, table)
+            if start == starts[-1]:
+                network.logits(x[-1:])
+    return time.perf_counter() - started
+
+
+def decode(
+    network: PagedNetwork, streams: int, prompt_tokens: int, decoded: int, pages: int
+) -> float:
+    """Seconds for so many likeliest tokens of each answer."""
+    tokens = [0] * streams
+    started = time.perf_counter()
+    for position in range(prompt_tokens, prompt_tokens + decoded):
+        rows = [
+            Row(token, position, table)
+            for token, table in zip(tokens, tables(streams, pages), strict=True)
+        ]
+        tokens = network.decode(rows).argmax(-1).tolist()
+    return time.perf_counter() - started

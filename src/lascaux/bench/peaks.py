@@ -4,7 +4,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lascaux.parallel.hardware import measure_bandwidth, measure_matmul_peak
+from lascaux.parallel.hardware import (
+    measure_bandwidth,
+    measure_matmul_peak,
+    measure_read_bandwidth,
+)
 from lascaux.train.precision import DTYPES
 
 
@@ -16,6 +20,8 @@ class Peaks:
     """by precision; square products of 1,024 or 2,048, on a GPU 8,192"""
     bandwidth_bytes_per_second: float = 0.0
     """of a copy, bytes read and written together"""
+    read_bytes_per_second: float = 0.0
+    """of a sum; measured for generation alone"""
 
     def measure_products(self, device: torch.device) -> dict[str, float]:
         """Measure matrix products once more, keep what is better, return what was found now."""
@@ -32,3 +38,8 @@ class Peaks:
         """Measure a copy once more and keep what is better; takes half a GiB, on a GPU two."""
         bandwidth = measure_bandwidth(device)
         self.bandwidth_bytes_per_second = max(self.bandwidth_bytes_per_second, bandwidth)
+
+    def measure_reading(self, device: torch.device) -> None:
+        """Measure a sum over memory once more and keep what is better."""
+        found = measure_read_bandwidth(device)
+        self.read_bytes_per_second = max(self.read_bytes_per_second, found)

@@ -12,6 +12,7 @@ from lascaux.bench.generation import GenerationSpeed, bench_generation, check_ge
 from lascaux.bench.training import WARM_UP_STEPS, TrainingSpeed, bench_training
 from lascaux.config.schema import Config
 from lascaux.errors import ConfigError
+from lascaux.generate.load import set_threads
 from lascaux.parallel.hardware import choose_precision
 from lascaux.parallel.layout import Layout
 from lascaux.train.machine import prepare_device
@@ -48,8 +49,9 @@ def run_bench(
                 return bench_experts(device, expert_dtype(config, device), rounds, done)
             if what == "generate":
                 check_generation(config.model, device)
+                set_threads(config.generate.threads)
                 progress.update(task, total=rounds + 1)
-                return bench_generation(config.model, device, rounds, done)
+                return bench_generation(config.model, config.generate, device, rounds, done)
             check_memory(config, device, Layout())
             if config.train.precision == "auto":
                 config = with_train(config, precision=choose_precision(device))

@@ -5,7 +5,8 @@ may delete one. What a checkpoint is: `manifest.py`.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,13 @@ from torch import Tensor
 
 from lascaux.checkpoint.files import FileRecord, check_file, unreadable
 from lascaux.checkpoint.manifest import read_manifest, step_of
-from lascaux.checkpoint.parts import Slab, files_of, read_slabs, saved_tensors
+from lascaux.checkpoint.parts import (
+    Slab,
+    files_of,
+    read_slabs,
+    saved_tensors,
+    tensors_by_file,
+)
 from lascaux.errors import CheckpointError
 
 DIFFERENCES_SHOWN = 5
@@ -77,6 +84,27 @@ def load_tensors(path: Path, stem: str) -> dict[str, Tensor]:
     Raises: CheckpointError if the manifest or a file is not what was saved.
     """
     return read_slabs(path, files_with(path, stem), stem)
+
+
+def stream_tensors(path: Path, stem: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a stem, whole, on the CPU; memory holds those of one file at a time.
+
+    Tensors of which several files have parts come last and together.
+    Raises: CheckpointError if the manifest or a file is not what was saved.
+    """
+    files = files_with(path, stem)
+    inside = tensors_by_file(path, files, stem)
+    places = Counter(name for names in inside.values() for name in names)
+    for file_name, names in inside.items():
+        if names and all(places[name] == 1 for name in names):
+            yield from read_slabs(path, {file_name: files[file_name]}, stem).items()
+    shapes = {name: tensor.shape for name, tensor in describe_tensors(path, stem).items()}
+    shared = {
+        name for names in inside.values() if any(places[n] > 1 for n in names) for name in names
+    }
+    if shared:
+        wanted = {name: tuple(slice(0, size) for size in shapes[name]) for name in sorted(shared)}
+        yield from read_slabs(path, files, stem, wanted).items()
 
 
 def load_slabs(path: Path, stem: str, wanted: Mapping[str, Slab]) -> dict[str, Tensor]:

@@ -136,6 +136,13 @@ def saved_tensors(folder: Path, files: Mapping[str, FileRecord], stem: str) -> d
     return found
 
 
+def tensors_by_file(
+    folder: Path, files: Mapping[str, FileRecord], stem: str
+) -> dict[str, frozenset[str]]:
+    """The names of the tensors that each of a stem's files has, or parts of them."""
+    return {name: frozenset(_headers(folder / name)) for name in files_of(stem, files)}
+
+
 def _headers(path: Path) -> dict[str, Saved]:
     with open_regular(path) as file:
         try:

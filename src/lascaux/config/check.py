@@ -20,7 +20,8 @@ from lascaux.errors import ConfigError
 _POSITIVE = (
     "model.num_layers model.d_model model.num_heads model.num_kv_heads model.head_dim model.d_ff "
     "model.vocab_size model.padded_vocab_size model.max_context model.norm_eps model.rotary_dims "
-    "model.rotary_base model.experts_per_token model.expert_d_ff model.moe_every "
+    "model.rotary_base model.rotary_original_context model.rotary_low_freq_factor "
+    "model.rotary_high_freq_factor model.experts_per_token model.expert_d_ff model.moe_every "
     "model.capacity_factor model.router_scale model.balance_rate train.steps train.tokens "
     "train.batch_tokens train.microbatch_seqs "
     "train.seq_len train.threads optimizer.lr optimizer.adamw_lr optimizer.embedding_lr "
@@ -145,7 +146,7 @@ def check_positions(model: ModelConfig) -> None:
     """Rotary settings need rotary positions, a learned offset a learned table."""
     defaults = ModelConfig()
     if model.position != "rotary":
-        for name in ("rotary_dims", "rotary_base", "rotary_layout"):
+        for name in ("rotary_dims", "rotary_base", "rotary_layout", "rotary_scaling"):
             if getattr(model, name) != getattr(defaults, name):
                 raise no_effect(f"model.{name}", f"with model.position = '{model.position}'")
     elif model.rotary_width % 2 or model.rotary_width > model.head_width:
@@ -153,9 +154,29 @@ def check_positions(model: ModelConfig) -> None:
             f"[model] rotary_dims {model.rotary_width} must be even and at most the head width "
             f"{model.head_width}"
         )
+    check_rotary_scaling(model)
     if model.position != "learned" and model.learned_position_offset:
         raise no_effect(
             "model.learned_position_offset", f"with model.position = '{model.position}'"
+        )
+
+
+def check_rotary_scaling(model: ModelConfig) -> None:
+    """Each way to stretch rotary wavelengths has settings of its own."""
+    defaults, kind = ModelConfig(), model.rotary_scaling
+    own = ("rotary_original_context", "rotary_low_freq_factor", "rotary_high_freq_factor")
+    unused = {"none": ("rotary_factor", *own), "linear": own, "llama3": ()}[kind]
+    for name in unused:
+        if getattr(model, name) != getattr(defaults, name):
+            raise no_effect(f"model.{name}", f"with model.rotary_scaling = '{kind}'")
+    if not 1 <= model.rotary_factor < math.inf:
+        raise ConfigError(f"'model.rotary_factor' must be 1 or above; got {model.rotary_factor}")
+    if kind == "llama3" and model.rotary_original_context is None:
+        raise ConfigError("model.rotary_scaling = 'llama3' needs model.rotary_original_context")
+    if model.rotary_low_freq_factor >= model.rotary_high_freq_factor:
+        raise ConfigError(
+            f"[model] rotary_low_freq_factor {model.rotary_low_freq_factor} must be below "
+            f"rotary_high_freq_factor {model.rotary_high_freq_factor}"
         )
 
 

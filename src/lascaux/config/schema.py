@@ -54,6 +54,16 @@ class ModelConfig:
     """base of the rotary wavelengths"""
     rotary_layout: Literal["half_split", "interleaved"] = "half_split"
     """pairs (j, j + rotary_dims/2) as in GPT-NeoX and Llama, or neighbours (2j, 2j + 1) as in GPT-J"""
+    rotary_scaling: Literal["none", "linear", "llama3"] = "none"
+    """stretch the rotary wavelengths for texts longer than those trained on: none, all, or the long ones (Llama 3.1)"""
+    rotary_factor: float = 1.0
+    """how much they are stretched"""
+    rotary_original_context: int | None = None
+    """with llama3: longest text trained on before, tokens"""
+    rotary_low_freq_factor: float = 1.0
+    """with llama3: what turns fewer times than this in the original context is stretched whole"""
+    rotary_high_freq_factor: float = 4.0
+    """with llama3: what turns more often than this stays; between the two it is shared"""
     learned_position_offset: int = 0
     """unused rows at the start of the position table (OPT: 2)"""
     activation: Literal["gelu", "gelu_tanh", "relu", "relu_squared", "swiglu"] = "gelu_tanh"

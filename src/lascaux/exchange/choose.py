@@ -30,7 +30,8 @@ ACTIVATIONS = {
 GATED = {"silu": "swiglu", "swish": "swiglu"}
 ACTIVATION_NAMES = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
 ACTIVATION_NAMES |= {"relu_squared": "relu2"}
-ROTARY_OBJECT = ("rope_type", "type", "partial_rotary_factor")
+ROTARY_OBJECT = ("partial_rotary_factor",)
+ORIGINAL = "original_max_position_embeddings"
 BIASES = ("attention_bias", "attention_output_bias", "ffn_bias", "norm_bias", "head_bias")
 OF_TRAINING = (
     "init",
@@ -73,6 +74,7 @@ def read_model(family: Family, s: Settings) -> ModelConfig:
         value = read_setting(s, ours.split()[0], theirs, default)
         values |= dict.fromkeys(ours.split(), value)
     values["vocab_size"] = s.whole("vocab_size", LARGEST_LENGTH)
+    values |= read_scaling(family, s, values["max_context"])
     d_model, num_heads = values["d_model"], values["num_heads"]
     if d_model % num_heads:
         name = family.settings["num_heads"][0].split()[0]
@@ -96,6 +98,38 @@ def read_model(family: Family, s: Settings) -> ModelConfig:
     except ConfigError as error:
         raise ConfigError(f"{s.path}: {error}") from error
     return model
+
+
+def read_scaling(family: Family, s: Settings, max_context: int) -> dict[str, Any]:
+    """How rotary wavelengths are stretched. Raises: ConfigError for a way that we have not."""
+    name, kind = s.find(family.scaling)
+    if kind in (None, "default", "none"):
+        return {}
+    if kind not in ("linear", "llama3"):
+        raise s.error(name, "'default', 'linear' or 'llama3'; Lascaux stretches in no other way")
+    prefix = family.scaling.removesuffix("type") if "." in family.scaling else ""
+    values: dict[str, Any] = {"rotary_scaling": kind, "rotary_factor": s.above(f"{prefix}factor")}
+    if kind == "llama3":
+        values |= {
+            "rotary_low_freq_factor": s.above(f"{prefix}low_freq_factor"),
+            "rotary_high_freq_factor": s.above(f"{prefix}high_freq_factor"),
+            "rotary_original_context": s.whole(ORIGINAL, LARGEST_LENGTH, max_context),
+        }
+    return values
+
+
+def write_scaling(model: ModelConfig) -> dict[str, Any]:
+    """The same in their words."""
+    found: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rotary_base}
+    if model.rotary_scaling != "none":
+        found |= {"rope_type": model.rotary_scaling, "factor": model.rotary_factor}
+    if model.rotary_scaling == "llama3":
+        found |= {
+            "low_freq_factor": model.rotary_low_freq_factor,
+            "high_freq_factor": model.rotary_high_freq_factor,
+            ORIGINAL: model.rotary_original_context,
+        }
+    return found
 
 
 def read_setting(s: Settings, ours: str, theirs: str, default: Any) -> Any:
@@ -139,10 +173,12 @@ def write_config(family: Family, model: ModelConfig) -> dict[str, Any]:
         content[theirs.split()[0]] = write_setting(model, ours.split(), default)
     content |= {"vocab_size": model.vocab_rows}
     if "rotary_base" in family.settings:
-        rotary = {"rope_type": "default", "rope_theta": model.rotary_base}
+        rotary = write_scaling(model)
         if family is GPT_NEOX:
             rotary["partial_rotary_factor"] = content["rotary_pct"]
         content["rope_parameters"] = rotary
+        if model.rotary_scaling != "none":  # as older versions know it
+            content["rope_scaling"] = rotary | {"type": model.rotary_scaling}
     if family is GPT_NEO:
         content["attention_types"] = [[["global"], model.num_layers]]
     if family is OPT:

@@ -171,14 +171,19 @@ def encode(
     text += b" " * (-len(text) % ALIGNMENT)
     yield len(text).to_bytes(8, "little") + text
     for entry in part:
-        exact = to_theirs(entry.row, weights.of(entry.row), model)[entry.number]
-        for numbers in exact.reshape(-1).split(CHUNK_BYTES // dtype.itemsize):
-            chunk = numbers.to(dtype)
-            if dtype == torch.float16 and not torch.equal(chunk.isfinite(), numbers.isfinite()):
-                raise CheckpointError(
-                    f"'{entry.name}' is beyond the range of fp16; use --dtype bf16"
-                )
-            yield chunk.view(torch.uint8).numpy().data
+        yield from encode_tensor(entry, weights, model, dtype)
+
+
+def encode_tensor(
+    entry: Entry, weights: Weights, model: ModelConfig, dtype: torch.dtype
+) -> Iterator[memoryview]:
+    """A tensor's bytes in chunks; nothing of it is held when they are through."""
+    exact = to_theirs(entry.row, weights.of(entry.row), model)[entry.number]
+    for numbers in exact.reshape(-1).split(CHUNK_BYTES // dtype.itemsize):
+        chunk = numbers.to(dtype)
+        if dtype == torch.float16 and not torch.equal(chunk.isfinite(), numbers.isfinite()):
+            raise CheckpointError(f"'{entry.name}' is beyond the range of fp16; use --dtype bf16")
+        yield chunk.view(torch.uint8).numpy().data
 
 
 def progress_of(

@@ -11,8 +11,6 @@ from typing import Any
 from lascaux.exchange.rows import Names, each, same
 
 ALL_BIASES = dict(attention_bias=True, attention_output_bias=True, ffn_bias=True, norm_bias=True)
-NO_SCALING = {"rope_type": "default", "type": "default"}
-
 Entries = Mapping[str, tuple[str, Any]]
 """ours, several words for one of theirs -> its spellings, the one we write first; its default, None
 where it must be there or follows from others"""
@@ -29,6 +27,8 @@ class Family:
     """settings of ours that every model of the family has"""
     demanded: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """settings of theirs for which our network knows one value, or one unless null"""
+    scaling: str = "rope_type type"
+    """setting of theirs that says how rotary wavelengths are stretched, in several spellings"""
     prefix: str
     """of tensors; files of old versions leave it out"""
     ends: Names
@@ -150,7 +150,6 @@ GPT_NEOX = Family(
         "attention_bias attention_output_bias": ("attention_bias", True),
     },
     fixed=dict(ffn_bias=True, norm_bias=True),
-    demanded=NO_SCALING,
     prefix="gpt_neox.",
     ends=same(embed="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm", head="embed_out"),
     layer="gpt_neox.layers.{}.",
@@ -243,7 +242,7 @@ LLAMA = Family(
         "ffn_bias": ("mlp_bias", False),
     },
     fixed=dict(norm="rmsnorm"),
-    demanded=NO_SCALING | {"partial_rotary_factor": 1.0},
+    demanded={"partial_rotary_factor": 1.0},
     prefix="model.",
     ends=LLAMA_ENDS,
     layer="model.layers.{}.",
@@ -261,7 +260,7 @@ MIXTRAL = Family(
         "experts_per_token": ("num_experts_per_tok", 2),
     },
     fixed=dict(norm="rmsnorm", router_normalize=True),
-    demanded=NO_SCALING | {"partial_rotary_factor": 1.0},
+    demanded={"partial_rotary_factor": 1.0},
     prefix="model.",
     ends=LLAMA_ENDS,
     layer="model.layers.{}.",
@@ -286,7 +285,7 @@ OLMOE = Family(
         "attention_bias attention_output_bias": ("attention_bias", False),
     },
     fixed=dict(norm="rmsnorm", qk_norm="projection"),
-    demanded=NO_SCALING | {"partial_rotary_factor": 1.0, "clip_qkv": None},
+    demanded={"partial_rotary_factor": 1.0, "clip_qkv": None},
     prefix="model.",
     ends=LLAMA_ENDS,
     layer="model.layers.{}.",

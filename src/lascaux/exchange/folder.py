@@ -29,6 +29,7 @@ from lascaux.exchange.stored import Stored, open_for_reading, read_bytes
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+WEIGHTS = (WHOLE, INDEX, PICKLED, PICKLED_INDEX)
 SLAB_BYTES = 8 << 20
 FILE_NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 

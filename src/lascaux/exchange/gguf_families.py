@@ -5,9 +5,11 @@ matrices round, puts fused q, k and v below each other, and interleaves the rows
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
+import torch
 
 from lascaux.checkpoint.files import shown
 from lascaux.config.schema import ModelConfig
@@ -17,7 +19,10 @@ from lascaux.exchange.families import ALL_BIASES, Family
 from lascaux.exchange.gguf_file import GgufFile
 from lascaux.exchange.rows import Names, each, same
 from lascaux.exchange.settings import LARGEST_LENGTH, Settings
+from lascaux.exchange.stored import Stored
+from lascaux.model.positions import frequencies
 
+ROPE_FACTORS = "rope_freqs.weight"
 Keys = dict[str, tuple[str, Any]]
 ALL: Keys = {
     "num_layers": ("block_count", None),
@@ -59,7 +64,7 @@ def family(
     demanded: dict[str, Any] | None = None,
 ) -> Family:
     """One general.architecture."""
-    demanded = {"rope.scaling.type": "none", "rope.scale_linear": 1.0} | (demanded or {})
+    demanded = {"rope.scale_linear": 1.0} | (demanded or {})
     return Family(
         name=name,
         architecture=name,
@@ -68,6 +73,7 @@ def family(
         },
         fixed=fixed,
         demanded={f"{name}.{key}": value for key, value in demanded.items()},
+        scaling=f"{name}.rope.scaling.type",
         prefix="",
         ends=ends,
         layer="blk.{}.",
@@ -132,7 +138,17 @@ OLMOE = family(
     dict(norm="rmsnorm", activation="swiglu", router_normalize=False, qk_norm="projection"),
     demanded=SOFTMAX | {"expert_weights_norm": False, "attention.clamp_kqv": None},
 )
-WITHOUT_EFFECT = ("vocab_size", "expert_used_count", "expert_count", "tensor_data_layout")
+LLAMA31 = dict(
+    rotary_scaling="llama3",
+    rotary_low_freq_factor=1.0,
+    rotary_high_freq_factor=4.0,
+    rotary_original_context=8192,
+)
+"""of Llama 3.1, 3.2 and 3.3; GGUF keeps only what comes of it, a factor for each frequency"""
+WITHOUT_EFFECT = (
+    *("vocab_size", "expert_used_count", "expert_count", "tensor_data_layout"),
+    *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
+)
 """or held against the tensors' shapes"""
 ARCHITECTURES = {each.name: each for each in (GPT2, GPTJ, GPTNEOX, BLOOM, LLAMA, OLMOE)}
 
@@ -161,6 +177,8 @@ def read_gguf_model(file: GgufFile) -> tuple[Family, Settings, ModelConfig]:
         if key.startswith(f"{name}.")
     }
     content["vocab_size"] = embedding.shape[0] if embedding is not None else None
+    if content.get(f"{name}.rope.scaling.factor") is not None:  # llama.cpp's reading, too
+        content.setdefault(f"{name}.rope.scaling.type", "linear")
     s = Settings(content, file.path)
     mixture = name == "llama" and bool(s.find("llama.expert_count")[1])
     table = with_what_is_there(MIXTRAL if mixture else ARCHITECTURES[name], file)
@@ -168,7 +186,29 @@ def read_gguf_model(file: GgufFile) -> tuple[Family, Settings, ModelConfig]:
         s.find(f"{name}.{key}")
     model = read_model(table, s)
     check_widths(name, s, model)
+    if ROPE_FACTORS in file.tensors and model.position == "rotary":
+        model = with_rope_factors(model, file.tensors.pop(ROPE_FACTORS))
     return table, s, model
+
+
+def with_rope_factors(model: ModelConfig, stored: Stored) -> ModelConfig:
+    """The network of the factors that divide rotary frequencies.
+
+    Raises: CheckpointError for others than Llama 3.1's.
+    """
+    if stored.shape == (model.rotary_width // 2,) and model.rotary_scaling == "none":
+        found = stored.read()
+        factor = float(found.max())
+        if 1 <= factor < math.inf:
+            scaled = dataclasses.replace(model, **LLAMA31, rotary_factor=factor)
+            cpu = torch.device("cpu")
+            wanted = frequencies(model, cpu) / frequencies(scaled, cpu)
+            if torch.allclose(found, wanted, rtol=1e-5):
+                return scaled
+    raise CheckpointError(
+        f"{stored.path}: '{stored.name}' changes rotary frequencies in another way than Llama 3.1; "
+        "import the model's Hugging Face folder instead"
+    )
 
 
 def with_what_is_there(table: Family, file: GgufFile) -> Family:

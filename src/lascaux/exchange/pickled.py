@@ -7,6 +7,7 @@ containers, and refuses everything else by name.
 import pickle
 import re
 import warnings
+import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,10 @@ def load(path: Path) -> Any:
 
 
 def _load(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:  # a small file could otherwise fill the memory
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("compressed, which torch never writes")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:

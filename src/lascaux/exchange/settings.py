@@ -105,6 +105,13 @@ class Settings:
             raise self.error(names.split()[0], "there")
         return value if value is not None else cast(int, default)
 
+    def above(self, names: str) -> float:
+        """A number above 0 that must be there."""
+        name, value = self.find(names)
+        if value is None:
+            raise self.error(name, "there")
+        return self.number(names, 0.0)
+
     def number(self, names: str, default: float) -> float:
         """A number above 0."""
         name, value = self.find(names)

@@ -12,7 +12,7 @@ from lascaux.data.roles import TokenRoles
 from lascaux.data.tokenizer import Tokenizer, load_tokenizer
 from lascaux.errors import CheckpointError
 from lascaux.exchange.choose import find_family, read_model
-from lascaux.exchange.folder import open_tensors
+from lascaux.exchange.folder import WEIGHTS, open_tensors
 from lascaux.exchange.gguf_families import read_gguf_model
 from lascaux.exchange.gguf_file import open_gguf
 from lascaux.exchange.gguf_tokenizer import read_tokenizer
@@ -46,11 +46,11 @@ def open_source(path: Path, stack: ExitStack) -> Source:
 
 
 def find_gguf(path: Path) -> Path | None:
-    """The GGUF file that is meant; None for another folder."""
+    """The GGUF file that is meant; None for a folder with other weights, or none."""
     if path.is_file():
         return path
     files = sorted(path.glob("*.gguf"))
-    if not files or (path / "config.json").exists():
+    if not files or any((path / name).exists() for name in WEIGHTS):
         return None
     if len(files) > 1:
         raise CheckpointError(

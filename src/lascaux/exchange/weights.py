@@ -1,7 +1,8 @@
-"""The weights of a checkpoint, read a few tensors ahead, in the order in which they are asked for.
+"""The weights of a checkpoint, read a few tensors ahead, in the order they are asked for.
 
-A file of a checkpoint is read as a whole, as its hash covers the whole; so tensors are read in
-groups of about a file. Memory holds one file, one group, and the tensors of one row.
+A file of a checkpoint is read as a whole, as its hash covers the whole; so the tensors of a file
+are read together. Memory holds one file and one group of at most a file's bytes, or one row. Where
+many processes saved parts of every tensor, their files are read anew for each group.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lascaux.checkpoint.load import describe_tensors, files_with, load_slabs
-from lascaux.checkpoint.parts import files_of
+from lascaux.checkpoint.parts import tensors_by_file
 from lascaux.config.schema import ModelConfig
 from lascaux.exchange.match import parameters_on_meta
 from lascaux.exchange.rows import Row
@@ -27,22 +28,26 @@ class Weights:
         self._checkpoint = checkpoint
         self._ours = parameters_on_meta(model)
         self._saved = describe_tensors(checkpoint, "model").keys()
-        files = files_with(checkpoint, "model")
-        largest = max(files[name].size for name in files_of("model", files))
-        self._groups = self._group(list(dict.fromkeys(rows)), largest)
+        self._groups = self._group(list(dict.fromkeys(rows)))
         self._held: dict[str, Tensor] = {}
 
-    def _group(self, rows: Sequence[Row], num_bytes: int) -> Iterator[list[str]]:
-        """Names of tensors to read together: rows of at most so many bytes, one row at least."""
+    def _group(self, rows: Sequence[Row]) -> Iterator[list[str]]:
+        """Names of tensors to read together: those of a file, or of a few small ones."""
+        files = files_with(self._checkpoint, "model")
+        inside = tensors_by_file(self._checkpoint, files, "model")
+        sizes = [files[name].size for name in inside]
         group: list[str] = []
-        held = 0
+        held, opened = 0, set[str]()
         for row in rows:
             size = sum(self._ours[name].nbytes for name in row.ours)
-            if group and held + size > num_bytes:
+            needed = {name for name in inside if not inside[name].isdisjoint(row.ours)}
+            limit = max(sizes) if needed <= opened else sum(sizes) // len(sizes)
+            if group and held + size > limit:
                 yield group
-                group, held = [], 0
+                group, held, opened = [], 0, set[str]()
             group += row.ours
             held += size
+            opened |= needed
         yield group
 
     def of(self, row: Row) -> list[Tensor]:

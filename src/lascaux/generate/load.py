@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
-from lascaux.checkpoint.load import copy_into, load_tensors, newest_valid
+from lascaux.checkpoint.load import (
+    check_fits,
+    describe_tensors,
+    newest_valid,
+    stream_tensors,
+)
 from lascaux.checkpoint.manifest import read_manifest
 from lascaux.config.load import build_config, from_tables, overlay, read_flags, to_settings
 from lascaux.config.schema import Config, GenerateConfig, ModelConfig
@@ -18,10 +24,10 @@ from lascaux.data.roles import TokenRoles, read_roles
 from lascaux.data.tokenizer import Tokenizer, load_tokenizer
 from lascaux.errors import CheckpointError, ConfigError
 from lascaux.generate.native import NativeDecoder, compiler, suits
-from lascaux.generate.quantize import quantize
+from lascaux.generate.quantize import quantizable, quantized
 from lascaux.model.moe import Router
 from lascaux.model.transformer import Transformer
-from lascaux.parallel.hardware import choose_precision, usable_cores
+from lascaux.parallel.hardware import has_bf16_products, usable_cores
 from lascaux.parallel.runtime import threads_asked_for
 
 Weights = Literal["fp32", "bf16", "int8", "int4"]
@@ -64,8 +70,7 @@ def load_for_generation(source: Path, flags: Sequence[str] = ()) -> LoadedModel:
             f"{tokenizer_path(checkpoint)} is not the tokenizer the model was trained with: "
             f"expected hash {manifest.state['tokenizer_sha256']}, found {tokenizer.sha256}"
         )
-    model = load_model(checkpoint, without_capacity(config.model), device)
-    set_precision(model, precision, settings)
+    model = load_model(checkpoint, without_capacity(config.model), device, precision)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -84,26 +89,49 @@ def without_capacity(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, capacity_factor=None, drop_by="position")
 
 
-def load_model(checkpoint: Path, config: ModelConfig, device: torch.device) -> Transformer:
-    """The network with the weights of a checkpoint, in evaluation mode."""
-    with device:
+def load_model(
+    checkpoint: Path, config: ModelConfig, device: torch.device, precision: Weights
+) -> Transformer:
+    """The network with the weights of a checkpoint, in evaluation mode.
+
+    Weights are rounded as they are read: memory holds the model as it will be and one file.
+    Raises: CheckpointError for weights that are damaged or of another config.
+    """
+    with torch.device("meta"):
         model = Transformer(config)
-    parameters = {name: p.data for name, p in model.named_parameters()}
-    copy_into(parameters, load_tensors(checkpoint, "model"), "model")
+    wanted = {name: p.data for name, p in model.named_parameters()}
+    check_fits(wanted, describe_tensors(checkpoint, "model"), "model")
+    for name, tensor in stream_tensors(checkpoint, "model"):
+        place(model, name, tensor.to(device), precision)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(module, name, torch.zeros_like(buffer, device=device))
     return model.eval().requires_grad_(False)
 
 
-def set_precision(model: Transformer, precision: Weights, settings: GenerateConfig) -> None:
-    """Round the weights to what they are held in; routers stay, as a rounded choice is another."""
+def place(model: Transformer, name: str, tensor: Tensor, precision: Weights) -> None:
+    """Put a weight into the model, rounded to what it is held in.
+
+    Routers stay in fp32, as a rounded choice is another choice.
+    """
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    few_bits = precision in ("int8", "int4") and path != "position_embed" and quantizable(module)
+    wide = torch.float32 if isinstance(module, Router) else activation_dtype(precision, tensor)
+    held = tensor if few_bits else tensor.to(wide, copy=True)
+    setattr(module, attribute, nn.Parameter(held, requires_grad=False))
+    if few_bits and not any(p.is_meta for p in module.parameters(recurse=False)):
+        bits = 8 if precision == "int8" or path in ("embed", "head") else 4
+        parent, _, own = path.rpartition(".")
+        model.get_submodule(parent).register_module(own, quantized(module, bits, wide))
+
+
+def activation_dtype(precision: Weights, tensor: Tensor) -> torch.dtype:
+    """What the network computes in."""
     if precision in ("int8", "int4"):
-        wide = choose_weights(dataclasses.replace(settings, weights="auto"), torch.device("cpu"))
-        quantize(model, 8 if precision == "int8" else 4, DTYPES[wide])
-        precision = wide
-    for module in model.modules():
-        if isinstance(module, Router):
-            continue
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(DTYPES[precision])
+        precision = "bf16" if has_bf16_products(tensor.device) else "fp32"
+    return DTYPES[precision]
 
 
 def native_decoder(model: Transformer, device: torch.device) -> NativeDecoder | None:
@@ -135,7 +163,7 @@ def choose_weights(settings: GenerateConfig, device: torch.device) -> Weights:
         )
     if settings.weights != "auto":
         return settings.weights
-    return "bf16" if choose_precision(device) == "bf16" else "fp32"
+    return "bf16" if has_bf16_products(device) else "fp32"
 
 
 def find_checkpoint(source: Path) -> Path:

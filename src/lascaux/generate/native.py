@@ -141,11 +141,7 @@ class NativeDecoder:
             tables[number, : len(row.table)] = row.table
         cos = sin = np.zeros(0, dtype=np.float32)
         if self._config.position == "rotary":
-            angles = rotation(
-                torch.from_numpy(positions)[None],
-                self._config.rotary_width,
-                self._config.rotary_base,
-            )
+            angles = rotation(torch.from_numpy(positions)[None], self._config)
             cos, sin = (np.ascontiguousarray(t[0, 0].numpy()) for t in angles)
         logits = np.empty((len(rows), self._config.vocab_rows), dtype=np.float32)
         arrays = (tokens, positions, tables), (cos, sin, logits)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from lascaux.kernels.grouped import grouped_linear
 from lascaux.model.moe import GroupedLinear
-from lascaux.model.transformer import Transformer
 
 Bits = Literal[8, 4]
 GROUP = 32
@@ -57,7 +56,10 @@ class QuantizedLinear(QuantizedMatrix):
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         """x Wᵀ + b."""
-        return nn.functional.linear(x, self.weight, self.bias)
+        if self.bits == 4:
+            return nn.functional.linear(x, self.weight, self.bias)
+        y = nn.functional.linear(x, self.packed.to(self.dtype)) * self.scale.to(self.dtype)
+        return y if self.bias is None else y + self.bias
 
 
 class QuantizedEmbedding(QuantizedMatrix):
@@ -76,20 +78,21 @@ class QuantizedExperts(QuantizedMatrix):
         return grouped_linear(x, self.weight, counts)
 
 
-def quantize(model: Transformer, bits: Bits, dtype: torch.dtype) -> None:
-    """Replace the matrices of a model in place, one after the other; activations are in `dtype`."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                use = bits if child is not getattr(model, "head", None) else 8
-                parent.register_module(
-                    name, QuantizedLinear(child.weight, child.bias, _fit(child.weight, use), dtype)
-                )
-            elif isinstance(child, GroupedLinear):
-                use = _fit(child.weight, bits)
-                parent.register_module(name, QuantizedExperts(child.weight, use, dtype))
-            elif child is model.embed:
-                parent.register_module(name, QuantizedEmbedding(child.weight, 8, dtype))  # type: ignore[arg-type]
+def quantizable(module: nn.Module) -> bool:
+    """Whether there is a module with fewer bits for this one."""
+    return isinstance(module, nn.Linear | nn.Embedding | GroupedLinear)
+
+
+def quantized(module: nn.Module, bits: Bits, dtype: torch.dtype) -> QuantizedMatrix:
+    """What stands in the place of a module; activations are in `dtype`."""
+    match module:
+        case nn.Linear():
+            return QuantizedLinear(module.weight, module.bias, _fit(module.weight, bits), dtype)
+        case GroupedLinear():
+            return QuantizedExperts(module.weight, _fit(module.weight, bits), dtype)
+        case nn.Embedding():
+            return QuantizedEmbedding(module.weight, 8, dtype)
+    raise AssertionError(f"no quantized {type(module).__name__}")
 
 
 def _fit(weight: Tensor, bits: Bits) -> Bits:
@@ -119,6 +122,6 @@ def _pack4(w: Float[Tensor, "O I"]) -> tuple[Tensor, Tensor]:
 
 def _unpack4(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     grouped = packed.unflatten(-1, (-1, GROUP // 2))
-    q = torch.cat([grouped & 15, grouped >> 4], dim=-1).float()
-    factor, smallest = scale.float().unbind(-1)
-    return (q * factor[..., None] + smallest[..., None]).to(dtype).flatten(-2)
+    q = torch.cat([grouped & 15, grouped >> 4], dim=-1).to(dtype)
+    factor, smallest = scale.to(dtype)[..., None].unbind(-2)
+    return torch.addcmul(smallest, q, factor).flatten(-2)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lascaux.config.schema import ModelConfig
+
 RotaryLayout = Literal["half_split", "interleaved"]
 
 
@@ -21,12 +23,32 @@ class Rotation(NamedTuple):
     sin: Tensor
 
 
-def rotation(positions: Int[Tensor, "B T"], rotary_width: int, base: float) -> Rotation:
-    """Angle j of position p is p · base^(-2j/R) (Su et al. 2021, section 3.2.2), in fp32."""
-    exponents = torch.arange(0, rotary_width, 2, device=positions.device, dtype=torch.float32)
-    frequencies = base ** (-exponents / rotary_width)
-    angles = positions[:, None, :, None].float() * frequencies
+def rotation(positions: Int[Tensor, "B T"], model: ModelConfig) -> Rotation:
+    """Angle j of position p is p times frequency j, in fp32."""
+    angles = positions[:, None, :, None].float() * frequencies(model, positions.device)
     return Rotation(angles.cos(), angles.sin())
+
+
+def frequencies(model: ModelConfig, device: torch.device) -> Float[Tensor, " R/2"]:
+    """Frequency j is base^(-2j/R) (Su et al. 2021, section 3.2.2), or lower where scaling asks so.
+
+    "linear" divides all by the factor (Chen et al. 2023). "llama3" divides those that turn less
+    than `rotary_low_freq_factor` times in the original context, keeps those that turn more than
+    `rotary_high_freq_factor` times, and mixes both between (Llama 3.1's code).
+    """
+    width = model.rotary_width
+    exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32)
+    plain = model.rotary_base ** (-exponents / width)
+    if model.rotary_scaling == "none":
+        return plain
+    divided = plain / model.rotary_factor
+    if model.rotary_scaling == "linear":
+        return divided
+    assert model.rotary_original_context is not None
+    low, high = model.rotary_low_freq_factor, model.rotary_high_freq_factor
+    turns = model.rotary_original_context * plain / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return kept * plain + (1 - kept) * divided
 
 
 def rotate(

@@ -204,7 +204,7 @@ class Transformer(nn.Module):
         config, num_queries = self.config, positions.shape[1]
         angles = None
         if config.position == "rotary":
-            angles = rotation(positions, config.rotary_width, config.rotary_base)
+            angles = rotation(positions, config)
         if cache is not None and len(positions) > 1:
             mask = self.mask.of_rows(positions, past + num_queries)
         else:

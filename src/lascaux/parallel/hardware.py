@@ -28,6 +28,19 @@ def choose_precision(device: torch.device) -> Precision:
     return "bf16" if bf16 > WORTHWHILE * fp32 else "fp32"
 
 
+def has_bf16_products(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the hardware multiplies bf16 itself, by what it says; False where it says nothing.
+
+    Not measured, so that the same machine always answers alike.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not cpuinfo.exists():
+        return False
+    words = set(cpuinfo.read_text().split())
+    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def usable_cores() -> int:
     """Physical cores this process may keep busy, by affinity and by a container's quota.
 
@@ -105,6 +118,13 @@ def measure_bandwidth(device: torch.device) -> float:
     target = torch.ones_like(source)
     deadline = time.monotonic() + PEAK_SECONDS
     return 2 * size / fastest(lambda: target.copy_(source), device, deadline)
+
+
+def measure_read_bandwidth(device: torch.device) -> float:
+    """Bytes read in a second by a sum over memory much larger than any cache."""
+    size = 2**30 if device.type == "cuda" else 2**28
+    source = torch.zeros(size // 4, dtype=torch.float32, device=device)
+    return size / fastest(source.sum, device, time.monotonic() + PEAK_SECONDS)
 
 
 def fastest(work: Callable[[], object], device: torch.device, deadline: float) -> float:

@@ -45,8 +45,8 @@ def completion_call(body: Body, served: Served) -> Call:
     """What a body to /v1/completions asks for. Raises: Refusal."""
     fields = read_fields(body, "completions")
     served.check_model(fields["model"])
-    asked_for = fields["logprobs"]
-    top = served.tokenizer.vocab_size if asked_for == -1 else asked_for
+    top, vocab_size = fields["logprobs"], served.tokenizer.vocab_size
+    top = None if top is None else vocab_size if top == -1 else min(top, vocab_size)
     if fields["max_tokens"] == 0 and not fields["echo"]:
         raise Refusal(
             "'max_tokens' 0 draws nothing; with \"echo\": true the prompt is scored",
@@ -69,13 +69,14 @@ def chat_call(body: Body, served: Served) -> Call:
     """What a body to /v1/chat/completions asks for. Raises: Refusal."""
     fields = read_fields(body, "chat")
     served.check_model(fields["model"])
-    top = (fields["top_logprobs"] or 0) if fields["logprobs"] else None
+    top = min(fields["top_logprobs"] or 0, served.tokenizer.vocab_size)
     if fields["top_logprobs"] and not fields["logprobs"]:
         raise Refusal("'top_logprobs' needs \"logprobs\": true", field="top_logprobs")
     if fields["max_completion_tokens"] is not None:
         fields["max_tokens"] = fields["max_completion_tokens"]
     prompt, stops = write_conversation(body.get("messages"), served)
-    return _call("chat", body, fields, [prompt], served, top=top, stops=stops)
+    top_or_none = top if fields["logprobs"] else None
+    return _call("chat", body, fields, [prompt], served, top=top_or_none, stops=stops)
 
 
 def embedding_call(body: Body, served: Served) -> tuple[list[Request], str]:
@@ -189,7 +190,7 @@ def _check_entries(requests: tuple[Request, ...], served: Served, name: str) -> 
         drawn = request.sampling.max_tokens
         tokens = room if drawn is None else min(drawn, room)
         tokens += len(request.prompt) if request.score_prompt else 0
-        entries += tokens * (min(request.top_logprobs, served.tokenizer.vocab_size) + 1)
+        entries += tokens * (request.top_logprobs + 1)
     if entries > served.limits.logprob_entries:
         raise Refusal(
             f"'{name}' asks for up to {entries:,} log-probabilities in one request; at most "

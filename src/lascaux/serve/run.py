@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import gc
+import logging
 import socket
 import threading
 import time
@@ -53,7 +55,11 @@ def serve(
     )
     listener = listen(settings.host, settings.port)
     address = _address(settings.host, listener.getsockname()[1])
-    console.print(f"loading {source}; {address}/health says when it is ready", highlight=False)
+    console.print(
+        f"loading {source}; {address}/health says when it is ready",
+        highlight=False,
+        soft_wrap=True,
+    )
     loading = Loading(source, generate_flags, state)
     server = Server(state, loading)
     loading.start(lambda served: _announce(served, state, address, console, report))
@@ -106,6 +112,7 @@ class Loading:
     def _load(self, done: Callable[[Served], None]) -> None:
         try:
             served = make_served(self._source, self._flags, self._state)
+            gc.freeze()  # what is loaded stays, and need not be looked at again and again
             self._state.metrics.watch_engine(served.engine)
             served.engine.start()
             self._state.served = served
@@ -197,6 +204,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal: finish what runs; the second: end now."""
         if self._state.draining:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of tasks cut short
             self.config.timeout_graceful_shutdown = 0
             self.should_exit = self.force_exit = True
             return

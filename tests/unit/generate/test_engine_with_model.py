@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from lascaux.config.schema import GenerateConfig, ModelConfig
+from lascaux.generate import load
 from lascaux.generate.continuation import generate, generate_text
 from lascaux.generate.engine import Engine, EngineOptions
+from lascaux.generate.load import place
 from lascaux.generate.native import NativeDecoder
 from lascaux.generate.network import PagedNetwork, Row
-from lascaux.generate.quantize import quantize
 from lascaux.generate.request import Piece, Request, Sampling
 from lascaux.generate.sampling import draw, sampling_of
 from lascaux.model.init import initialise
@@ -96,6 +97,15 @@ def make_model(shape: str) -> Transformer:
     return model.eval()
 
 
+def held_as(model: Transformer, bits: int) -> Transformer:
+    """The model with weights of few bits and activations in fp32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "has_bf16_products", lambda device: False)
+        for name, parameter in list(model.named_parameters()):
+            place(model, name, parameter.data, "int8" if bits == 8 else "int4")
+    return model
+
+
 def uncached_text(model: Transformer, prompt: str, settings: GenerateConfig) -> str:
     """The whole sequence through `forward` again for each token: no cache, no pages, no stream."""
     tokenizer = ByteTokenizer()
@@ -159,7 +169,7 @@ def test_rows_of_any_sequences_have_the_logits_of_each_alone(
 ) -> None:
     model = make_model(shape)
     if bits:
-        quantize(model, bits, torch.float32)
+        model = held_as(model, bits)
     network = PagedNetwork(model, 4, 300, NativeDecoder(model, threads=2) if native else None)
     got = paged_logits(network, ROWS)
     for logits, sequence in zip(got, SEQUENCES, strict=True):
@@ -293,8 +303,7 @@ def test_quantized_weights_are_near_what_they_stand_for() -> None:
     model = make_model("olmoe")
     exact = {n: p.detach().clone() for n, p in model.named_parameters()}
     for bits, most in ((8, 0.01), (4, 0.1)):
-        network = make_model("olmoe")
-        quantize(network, bits, torch.float32)  # type: ignore[arg-type]
+        network = held_as(make_model("olmoe"), bits)
         weight = network.blocks["0"].ffn.up.weight  # type: ignore[union-attr]
         wanted = exact["blocks.0.ffn.up.weight"]
         assert (weight - wanted).norm() / wanted.norm() < most  # type: ignore[operator]

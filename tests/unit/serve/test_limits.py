@@ -1,5 +1,7 @@
 """Every row of the table: what is within is accepted, what is not is named and refused."""
 
+import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import pytest
 
 from lascaux.serve.fields import parse_body, read_bias, read_fields, read_stops
-from lascaux.serve.limits import TABLE, Row, range_words
+from lascaux.serve.limits import TABLE, Row, ServerLimits, range_words
 from lascaux.serve.refusals import Refusal
 
 PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
@@ -157,3 +159,29 @@ def test_fields_known_elsewhere_are_refused_by_name_where_they_have_an_effect(
 def test_unknown_fields_and_fields_without_effect_are_ignored() -> None:
     body = {"user": "u", "whatever": {"a": [1]}, "response_format": {"type": "text"}, "tools": []}
     assert read_fields(body, "chat") == read_fields({}, "chat")
+
+
+def fields_table() -> str:
+    """The table of fields as docs/serving.md has it."""
+    lines = ["| field | where | type and range | default | |", "|---|---|---|---|---|"]
+    for row in TABLE:
+        kind = {"texts": "text or list of texts"}.get(row.kind, row.kind)
+        words = range_words(row)
+        default = "" if row.default is None else f"{json.dumps(row.default)}"
+        where = ", ".join(row.routes)
+        limits = f"{kind}, {words}" if words else kind
+        lines.append(f"| `{row.field}` | {where} | {limits} | {default} | {row.words} |")
+    return "\n".join(lines)
+
+
+def server_table() -> str:
+    """The table of the server's own limits as docs/serving.md has it."""
+    lines = ["| limit | value | |", "|---|---|---|"]
+    for leaf in dataclasses.fields(ServerLimits):
+        lines.append(f"| `{leaf.name}` | {leaf.default:,} | {leaf.metadata['words']} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("table", [fields_table(), server_table()], ids=["fields", "server"])
+def test_the_page_has_the_table(table: str) -> None:
+    assert table in PAGE.read_text(), f"docs/serving.md needs this table:\n{table}"

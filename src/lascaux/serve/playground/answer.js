@@ -13,13 +13,27 @@ export function bytesOf(name) {
 
 const isPartOfCharacter = (piece) => BYTES.test(piece.name ?? "");
 
+/* Tokens at the end of `pieces` that have begun a character. */
+function begun(pieces) {
+  let first = pieces.length;
+  while (first && !pieces[first - 1].text && isPartOfCharacter(pieces[first - 1])) first--;
+  return pieces.slice(first);
+}
+
 /* The text a token shows when it comes after `pieces`, which may end inside a character. */
 export function textAfter(pieces, name) {
   const decoder = newDecoder();
-  let first = pieces.length;
-  while (first && !pieces[first - 1].text && isPartOfCharacter(pieces[first - 1])) first--;
-  for (const piece of pieces.slice(first)) decoder.decode(bytesOf(piece.name), { stream: true });
+  for (const piece of begun(pieces)) decoder.decode(bytesOf(piece.name), { stream: true });
   return decoder.decode(bytesOf(name), { stream: true });
+}
+
+function mayBeCompleted(pieces, token) {
+  const decoder = new TextDecoder("utf-8", { fatal: true });
+  try {
+    return [...begun(pieces), token].every(({ name }) => !decoder.decode(bytesOf(name), { stream: true }));
+  } catch {
+    return false;
+  }
 }
 
 /* The tokens of a choice of the completions API: what each adds to the text, its id, its name. */
@@ -28,8 +42,8 @@ export function completionTokens({ logprobs, token_ids, prompt_token_ids }, with
   const ids = logprobs.token_ids ?? [...(withPrompt ? prompt_token_ids ?? [] : []), ...(token_ids ?? [])];
   return logprobs.tokens.map((text, index) => {
     const id = ids[index];
-    const top = Object.entries(logprobs.top_logprobs?.[index] ?? {}).map(([name, logprob], place) => ({
-      id: logprobs.top_token_ids?.[index]?.[place] ?? (name === text ? id : undefined), name, logprob,
+    const top = Object.entries(logprobs.top_logprobs?.[index] ?? {}).map(([name, logprob]) => ({
+      id: logprobs.top_token_ids?.[index]?.[name] ?? (name === text ? id : undefined), name, logprob,
     }));
     top.sort((a, b) => b.logprob - a.logprob);
     const logprob = logprobs.token_logprobs?.[index] ?? undefined;
@@ -109,8 +123,9 @@ export class Answer {
   }
 
   #ended(last) {
+    const before = this.alignment.pieces.slice(0, -1);
     // The server closes a character that is not complete; the next tokens may still complete it.
-    if (last.text === "\ufffd" && isPartOfCharacter(last)) return { ...last, text: "" };
+    if (last.text === "\ufffd" && mayBeCompleted(before, last)) return { ...last, text: "" };
     const silent = !last.text && last.name && !isPartOfCharacter(last);
     return silent && this.finishReason === "stop" ? { ...last, end: true } : last;
   }

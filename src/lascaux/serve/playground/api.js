@@ -123,6 +123,7 @@ export async function modelFacts() {
     precision: model.precision ?? null,
     hasTemplate: Boolean(tokens.chat_template),
     endToken: tokens.eos_token ?? null,
+    defaults: model.defaults ?? {},
   };
 }
 

@@ -1,7 +1,7 @@
 /* The completion page: a document, its editor and all that can be done to it. */
 
 import { ApiError, tokenise } from "./api.js";
-import { activeFork, drawOutline, forkNumber, placeForks, walkOutline } from "./branches.js";
+import { BranchView } from "./branches.js";
 import { Editor } from "./editor.js";
 import { paintOrigin, paintSurprise, placeMarks } from "./marks.js";
 import { promptOf } from "./prompt.js";
@@ -16,7 +16,6 @@ const COUNT_MS = 600;
 export class Complete {
   constructor({ facts, panel, store, doc, popover }) {
     Object.assign(this, { facts, panel, store, doc, popover });
-    this.chosenFork = null;
     this.figures = {};
     this.surprise = false;
     this.editor = new Editor($("editor"), {
@@ -34,6 +33,7 @@ export class Complete {
       },
     });
     this.view = new TokenView(this, popover);
+    this.branches = new BranchView(this);
     this.keys = shortcuts(this);
     this.#wire();
     this.show(doc);
@@ -48,7 +48,7 @@ export class Complete {
     this.writer.stop();
     this.doc = doc;
     this.figures = {};
-    this.chosenFork = null;
+    this.branches.forget();
     const end = doc.length;
     this.editor.show(doc.text, { start: end, end });
     this.#rest();
@@ -71,7 +71,6 @@ export class Complete {
     click("surprise", () => this.toggleSurprise());
     click("score", () => this.score());
     click("share", () => this.share());
-    walkOutline($("branches"));
     document.addEventListener("keydown", (event) => this.#key(event));
     addEventListener("resize", () => this.#decorate());
     addEventListener("pagehide", () => this.store.save(this.doc));
@@ -89,6 +88,7 @@ export class Complete {
     const found = this.keys.find(([keys]) => pressed(event, keys) && !(inField && /Mod.*Key/.test(keys)));
     if (found) found[1]();
     else if (event.key === "Escape" && this.writer.running) this.writer.stop();
+    else if (event.key === "Escape" && this.scoring) this.scoring.abort();
     else return;
     event.preventDefault();
   }
@@ -97,7 +97,7 @@ export class Complete {
 
   #edited(start, end, inserted, selection) {
     this.doc.edit(start, end, inserted, { selection, now: performance.now() });
-    this.chosenFork = null;
+    this.branches.forget();
     this.editor.show(this.doc.text);
     this.popover.hide();
     paintSurprise(this.editor, this.doc.pieces, this.surprise);
@@ -107,8 +107,8 @@ export class Complete {
   }
 
   #caretMoved() {
-    this.chosenFork = null;
-    if (!this.writer.running) this.#showFork(this.forks ?? []);
+    this.branches.forget();
+    if (!this.writer.running) this.branches.showForks();
   }
 
   undo() {
@@ -176,6 +176,7 @@ export class Complete {
     if (!settings) return;
     say($("message"), null);
     this.popover.hide();
+    this.scoring?.abort();
     clearTimeout(this.settling);
     this.figures = {};
     this.follow = this.#nearEnd();
@@ -212,7 +213,7 @@ export class Complete {
       else paintOrigin(this.editor, this.doc.pieces);
       this.#buttons();
       this.#status();
-      if (this.writer.running) this.#showFork([]);
+      if (this.writer.running) this.branches.showAnswers(this.writer.job);
     });
   }
 
@@ -233,47 +234,18 @@ export class Complete {
     if (below > 0) $("scroller").scrollTop += below;
   }
 
-  // Branches
-
-  turn(step, fork = null) {
-    if (this.writer.running) {
-      if (this.writer.job.answers.length > 1) this.writer.turn(step);
-      return;
-    }
-    const chosen = fork ?? activeFork(this.doc.forks(), this.chosenFork, this.editor.selection.end);
-    if (!chosen) return;
-    const index = chosen.index < 0 ? (step > 0 ? 0 : chosen.count - 1) : (chosen.index + step + chosen.count) % chosen.count;
-    this.#goTo(chosen.children[index], chosen.node);
+  turn(step) {
+    if (!this.writer.running) this.branches.turn(step);
+    else if (this.writer.job.answers.length > 1) this.writer.turn(step);
   }
 
-  #goTo(node, fork = null) {
+  /* Shows the version at or below a node of the tree. */
+  goTo(node) {
     if (this.writer.running) return;
     this.doc.goTo(node);
     const end = this.doc.length;
     this.editor.show(this.doc.text, { start: end, end });
-    this.chosenFork = fork;
     this.#rest();
-  }
-
-  walkForks(step) {
-    const forks = this.doc.forks();
-    const at = forks.indexOf(activeFork(forks, this.chosenFork, this.editor.selection.end));
-    const next = forks[at + step];
-    if (!next) return;
-    this.chosenFork = next.node;
-    this.#showFork(forks);
-    $("scroller").scrollTop += this.editor.rangeOf(next.offset, next.offset).getBoundingClientRect().top - innerHeight / 2;
-  }
-
-  #showFork(forks) {
-    this.forks = forks;
-    const active = activeFork(forks, this.chosenFork, this.editor.selection.end);
-    placeForks($("gutter"), this.editor, document.querySelector(".sheet"), forks, active, (fork, step) => this.turn(step, fork));
-    const { job } = this.writer;
-    const several = job && job.answers.length > 1;
-    $("branch").hidden = !active && !several;
-    if (several) $("branch-number").textContent = `${job.shown + 1}/${job.answers.length}`;
-    else if (active) $("branch-number").textContent = forkNumber(active);
   }
 
   // Tokens
@@ -288,15 +260,18 @@ export class Complete {
   async score() {
     if (this.writer.running || !this.doc.length) return;
     say($("message"), null);
-    $("score").disabled = true;
+    this.scoring?.abort();
+    const scoring = new AbortController();
+    this.scoring = scoring;
+    this.toggleSurprise(true);
+    this.#status();
     try {
-      await this.writer.score(this.doc);
-      this.toggleSurprise(true);
-      this.#rest();
+      await this.writer.score(this.doc, scoring.signal);
     } catch (error) {
-      this.#failed(error);
+      if (!scoring.signal.aborted) this.#failed(error);
     }
-    $("score").disabled = false;
+    if (this.scoring === scoring) this.scoring = null;
+    this.#rest();
   }
 
   /* The request that drew the end of the text, else the one that would be sent now. */
@@ -312,7 +287,10 @@ export class Complete {
       // Read as text, the names of special tokens would be ordinary text.
       const asText = typed && !/<[^<>]*>/.test(text);
       const body = completionBody(this.facts, last?.settings ?? settings, asText ? text : ids, last?.seed ?? this.#seed());
-      const note = asText ? "" : "The prompt is token ids, so that drawn text is read exactly as it was drawn.";
+      const notes = [];
+      if (!asText) notes.push("The prompt is token ids, so that drawn text is read exactly as it was drawn.");
+      if (last?.settings.n > 1) notes.push(`The text shown is number ${last.choice + 1} of ${last.settings.n}.`);
+      const note = notes.join(" ");
       openShare({ path: "/v1/completions", body, note });
     } catch (error) {
       this.#failed(error);
@@ -329,7 +307,7 @@ export class Complete {
     this.doc.settle();
     this.editor.show(this.doc.text);
     this.#decorate();
-    drawOutline($("branches"), this.doc, (node) => this.#goTo(node));
+    this.branches.drawOutline();
     this.#buttons();
     this.#status();
     this.#count();
@@ -341,7 +319,8 @@ export class Complete {
     const { pieces } = this.doc;
     paintSurprise(this.editor, pieces, this.surprise);
     placeMarks($("marks"), this.editor, document.querySelector(".sheet"), pieces);
-    this.#showFork(this.writer.running ? [] : this.doc.forks());
+    if (this.writer.running) this.branches.showAnswers(this.writer.job);
+    else this.branches.showForks(this.doc.forks());
     $("mean").textContent = meanWords(pieces);
   }
 
@@ -366,6 +345,11 @@ export class Complete {
   }
 
   #status() {
+    $("score").disabled = Boolean(this.scoring);
+    if (this.scoring) {
+      $("status").textContent = "scoring the text…";
+      return;
+    }
     const last = this.doc.lastRun();
     const figures = { ...this.figures };
     if (!this.writer.running && last) Object.assign(figures, { seed: last.seed, finish: finishWords(last) });
@@ -407,7 +391,7 @@ function shortcuts(page) {
     ["Alt+KeyC", () => page.share()],
     [turns[0], () => page.turn(-1)],
     [turns[1], () => page.turn(1)],
-    [turns[2], () => page.walkForks(-1)],
-    [turns[3], () => page.walkForks(1)],
+    [turns[2], () => page.branches.walk(-1)],
+    [turns[3], () => page.branches.walk(1)],
   ];
 }

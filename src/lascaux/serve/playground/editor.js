@@ -43,7 +43,7 @@ export class Editor {
     this.editable = true;
     this.known = { start: 0, end: 0 };
     this.#normalise("");
-    if (element.contentEditable !== "plaintext-only") element.contentEditable = "true";
+    this.setEditable(true);
     element.addEventListener("beforeinput", (event) => this.#beforeInput(event));
     element.addEventListener("input", () => this.#read());
     element.addEventListener("compositionend", () => this.#read());
@@ -94,7 +94,9 @@ export class Editor {
 
   setEditable(editable) {
     this.editable = editable;
-    this.element.contentEditable = editable ? "plaintext-only" : "false";
+    this.element.setAttribute("contenteditable", editable ? "plaintext-only" : "false");
+    // Browsers that do not know the value edit rich text; formatting is refused anyway.
+    if (editable && !this.element.isContentEditable) this.element.setAttribute("contenteditable", "true");
     this.element.tabIndex = 0;
   }
 

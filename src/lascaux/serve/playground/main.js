@@ -3,6 +3,7 @@
 import { ApiError, modelFacts } from "./api.js";
 import { Chat } from "./chat.js";
 import { Complete } from "./complete.js";
+import { canPaint } from "./marks.js";
 import { Panel } from "./panel.js";
 import { $, say, setUpHelp, setUpKeyDialog, setUpPanel, setUpShare, setUpTabs, setUpTheme } from "./shell.js";
 import { Store } from "./store.js";
@@ -13,10 +14,12 @@ const LOADING = 503;
 const ASK_AGAIN_MS = 1000;
 
 function showModel(facts) {
-  const name = document.createElement("b");
-  name.textContent = facts.name;
   const details = [facts.precision, facts.maxContext && `${facts.maxContext.toLocaleString("en-US")} tokens`];
-  $("model").replaceChildren(name, ["", ...details.filter(Boolean)].join(" · "));
+  for (const id of ["model", "panel-model"]) {
+    const name = document.createElement("b");
+    name.textContent = facts.name;
+    $(id).replaceChildren(name, ["", ...details.filter(Boolean)].join(" · "));
+  }
   document.title = `${facts.name} · Lascaux playground`;
 }
 
@@ -56,7 +59,9 @@ setUpTabs((name) => {
   popover.hide();
   (name === "chat" ? chat : page).refresh();
 });
+if (!canPaint) warn("This browser cannot tint text, so drawn text looks like typed text here.");
 learn(facts, () => {
+  panel.learn(facts.defaults);
   page.learned();
   chat.learned();
 });

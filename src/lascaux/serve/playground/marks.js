@@ -3,13 +3,11 @@
 import { starts } from "./pieces.js";
 
 const HEAT_LEVELS = 8;
-const MOST_SURPRISE_NATS = 7;
-const canPaint = Boolean(globalThis.CSS?.highlights && globalThis.Highlight);
+export const canPaint = Boolean(globalThis.CSS?.highlights && globalThis.Highlight);
 
-/* 0 (below 1/4 nat) to 7, by surprise in nats, finer where most tokens are. */
+/* Surprise in whole nats, 7 for all beyond. */
 export function heatLevel(logprob) {
-  const surprise = Math.min(-logprob, MOST_SURPRISE_NATS) / MOST_SURPRISE_NATS;
-  return Math.min(HEAT_LEVELS - 1, Math.floor(Math.sqrt(Math.max(0, surprise)) * HEAT_LEVELS - 0.5 + 1e-9) | 0);
+  return Math.max(0, Math.min(HEAT_LEVELS - 1, Math.floor(-logprob)));
 }
 
 function paint(name, ranges) {

@@ -51,11 +51,10 @@ export function parseStops(text) {
 }
 
 export class Panel {
-  constructor(form, presets, { defaults = {}, onChange = () => {} } = {}) {
+  constructor(form, presets) {
     this.form = form;
-    this.onChange = onChange;
     this.inputs = {};
-    const values = { ...Object.fromEntries(FIELDS.map(({ key, start }) => [key, start])), ...defaults, ...stored() };
+    const values = { ...Object.fromEntries(FIELDS.map(({ key, start }) => [key, start])), ...stored() };
     this.#build(values);
     for (const [name, preset] of Object.entries(PRESETS)) {
       const button = element("button", { type: "button", textContent: name });
@@ -121,7 +120,6 @@ export class Panel {
     if (name.endsWith("-slide")) this.inputs[name.slice(0, -6)].value = value;
     else this.#follow(name);
     this.#store();
-    this.onChange();
   }
 
   #follow(key) {
@@ -135,7 +133,6 @@ export class Panel {
       this.#follow(key);
     }
     this.#store();
-    this.onChange();
   }
 
   #store() {
@@ -148,6 +145,16 @@ export class Panel {
       localStorage.setItem(STORED, JSON.stringify(values));
     } catch {
       // Full or forbidden: the values last as long as the page.
+    }
+  }
+
+  /* The server's own settings, where nothing else was chosen before. */
+  learn(defaults) {
+    const chosen = stored();
+    for (const { key } of FIELDS) {
+      if (defaults[key] === undefined || chosen[key] !== undefined) continue;
+      this.inputs[key].value = defaults[key];
+      this.#follow(key);
     }
   }
 

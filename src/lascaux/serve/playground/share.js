@@ -17,7 +17,8 @@ const shellQuoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 export function asCurl(origin, path, body, withKey) {
   const lines = [`curl ${origin}${path}`, `  -H 'Content-Type: application/json'`];
   if (withKey) lines.push(`  -H "Authorization: Bearer $OPENAI_API_KEY"`);
-  lines.push(`  -d ${shellQuoted(JSON.stringify(brief(body)))}`);
+  const fields = Object.entries(brief(body)).map(([key, value]) => `    ${JSON.stringify(key)}: ${JSON.stringify(value)}`);
+  lines.push(`  -d ${shellQuoted(`{\n${fields.join(",\n")}\n  }`)}`);
   return lines.join(" \\\n");
 }
 
@@ -43,6 +44,7 @@ export function asPython(origin, path, body, withKey) {
     "from openai import OpenAI", "",
     `client = OpenAI(base_url=${JSON.stringify(`${origin}/v1`)}${key})`,
     `answer = client.${chat ? "chat.completions" : "completions"}.create(`, ...plain, ")",
-    `print(answer.choices[0].${chat ? "message.content" : "text"})`,
+    "for choice in answer.choices:",
+    `    print(choice.${chat ? "message.content" : "text"})`,
   ].join("\n");
 }

@@ -23,6 +23,7 @@ const KEYS = [
   ["Alt+H", "Surprise: colour tokens by their probability"],
   ["Alt+P", "Score all text"],
   ["Alt+C", "This request as code"],
+  ["Enter", "In a chat: send; with Shift a new line"],
   ["Mod+/", "This help"],
 ];
 

@@ -3,8 +3,8 @@
 const thousands = (number) => number.toLocaleString("en-US");
 
 export function finishWords({ finishReason, settings }) {
-  if (finishReason === "length") return settings.max_tokens ? "reached max tokens" : "the context is full";
-  if (finishReason === "stop") return "ended by itself";
+  if (finishReason === "length") return settings.max_tokens ? "max tokens reached" : "the context is full";
+  if (finishReason === "stop") return settings.stop.length ? "ended" : "ended by itself";
   return finishReason ? null : "stopped";
 }
 
@@ -12,10 +12,10 @@ export function statusWords(figures, running, numTokens, maxContext) {
   const words = [];
   const { tokensPerSecond, firstTokenSeconds, promptTokens, cachedTokens, seed, finish } = figures;
   if (running && !figures.numTokens) words.push("reading the text…");
-  if (figures.numTokens) words.push(`${thousands(figures.numTokens)} ${figures.numTokens === 1 ? "token" : "tokens"} drawn`);
-  if (tokensPerSecond) words.push(`${tokensPerSecond.toFixed(tokensPerSecond < 10 ? 1 : 0)} tokens/s`);
-  if (firstTokenSeconds !== null && firstTokenSeconds !== undefined) words.push(`first after ${seconds(firstTokenSeconds)}`);
-  if (cachedTokens) words.push(`${thousands(cachedTokens)} read from cache`);
+  const speed = tokensPerSecond ? ` at ${tokensPerSecond.toFixed(tokensPerSecond < 10 ? 1 : 0)} tokens/s` : "";
+  if (figures.numTokens) words.push(`drew ${thousands(figures.numTokens)}${speed}`);
+  if (firstTokenSeconds !== null && firstTokenSeconds !== undefined) words.push(`first in ${seconds(firstTokenSeconds)}`);
+  if (cachedTokens) words.push(`${thousands(cachedTokens)} from cache`);
   if (seed !== undefined) words.push(`seed ${seed}`);
   if (finish) words.push(finish);
   const used = running && promptTokens ? promptTokens + (figures.numTokens ?? 0) : numTokens;

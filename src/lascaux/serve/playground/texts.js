@@ -33,6 +33,26 @@ function ago(time) {
   return `${Math.round(minutes / 1440)} d`;
 }
 
+const FACE = "lascaux.face";
+
+/* Prose or code: the letters of the text. */
+function setFace(face) {
+  document.documentElement.dataset.face = face;
+  try {
+    localStorage.setItem(FACE, face);
+  } catch {
+    // Not remembered, then.
+  }
+}
+
+function restoreFace() {
+  try {
+    document.documentElement.dataset.face = localStorage.getItem(FACE) ?? "prose";
+  } catch {
+    document.documentElement.dataset.face = "prose";
+  }
+}
+
 function close() {
   $("documents-menu").hidden = true;
   $("documents").setAttribute("aria-expanded", "false");
@@ -48,9 +68,8 @@ function save(doc) {
 }
 
 export function setUpTexts(page, store) {
-  const open = (doc) => {
-    page.show(doc);
-  };
+  const open = (doc) => page.show(doc);
+  restoreFace();
   const leave = () => store.save(page.doc);
 
   async function load(file) {
@@ -67,6 +86,7 @@ export function setUpTexts(page, store) {
   function entries() {
     const rule = () => document.createElement("hr");
     const others = store.list().filter(({ id }) => id !== store.id).slice(0, MOST_LISTED);
+    const face = document.documentElement.dataset.face === "code" ? "prose" : "code";
     const list = [
       item("New text", () => {
         leave();
@@ -74,6 +94,10 @@ export function setUpTexts(page, store) {
       }),
       item("Export as JSON", () => save(page.doc)),
       item("Import…", () => $("import-file").click()),
+      item(face === "code" ? "Letters for code" : "Letters for prose", () => {
+        setFace(face);
+        page.refresh();
+      }),
       item("Delete this text", () => {
         if (!confirm("Delete this text and all of its branches?")) return;
         store.remove(store.id);

@@ -1,7 +1,7 @@
 /* The popover that shows a token, its probability and its alternatives. */
 
 const MOST_SHOWN = 8;
-const SHOW_DELAY_MS = 160;
+const SHOW_DELAY_MS = 280;
 const HIDE_DELAY_MS = 260;
 
 /* A token's text with its white space made visible. */

@@ -23,7 +23,7 @@ class Clock {
     this.last = null;
     this.numTokens = 0;
     this.promptTokens = null;
-    this.timings = null;
+    this.cachedTokens = null;
   }
 
   note(numTokens) {
@@ -41,7 +41,7 @@ class Clock {
       promptTokens: this.promptTokens,
       firstTokenSeconds: this.first === null ? null : (this.first - this.began) / 1000,
       tokensPerSecond: this.numTokens > 1 && drawing > 0 ? (this.numTokens - 1) / drawing : null,
-      cachedTokens: this.timings?.cache_n ?? null,
+      cachedTokens: this.cachedTokens,
     };
   }
 }
@@ -50,8 +50,10 @@ class Clock {
 export async function drawAnswers(path, body, answers, signal, on) {
   const clock = new Clock();
   for await (const chunk of stream(path, body, signal)) {
-    if (chunk.timings) clock.timings = chunk.timings;
-    if (chunk.usage) clock.promptTokens = chunk.usage.prompt_tokens;
+    if (chunk.usage) {
+      clock.promptTokens = chunk.usage.prompt_tokens;
+      clock.cachedTokens = chunk.usage.prompt_tokens_details?.cached_tokens ?? null;
+    }
     for (const choice of chunk.choices ?? []) {
       const answer = answers[choice.index];
       const before = answer.numTokens;
