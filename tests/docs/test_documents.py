@@ -17,7 +17,7 @@ from lascaux.config.load import load_config, preset_names
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-MAX_TOTAL_LINES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 24_000, 400, 60
+MAX_TOTAL_LINES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 31_000, 400, 60
 LONG_FUNCTIONS = {"train_steps"}  # the training loop reads best in one piece
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import SMALL_RUN
 from tests.e2e.serving import Serving, serving
 
-LONG = 1500
+LONG, LONGEST = 1200, 2000
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +88,14 @@ def test_every_endpoint_answers_the_official_client(client: openai.OpenAI) -> No
     assert all(choice.logprobs is not None for choice in scored.choices)
 
 
-def begin_long_stream(url: str) -> Any:
-    body = {"prompt": "add", "max_tokens": LONG, "stream": True, "ignore_eos": True}
+def begin_stream(url: str, tokens: int) -> Any:
+    body = {"prompt": "add", "max_tokens": tokens, "stream": True, "ignore_eos": True}
     return httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120)
 
 
 def test_sigterm_finishes_streams_and_exits_0(run: Path) -> None:
     with serving(run) as started:
-        with begin_long_stream(started.url) as answer:
+        with begin_stream(started.url, LONG) as answer:
             lines = answer.iter_lines()
             next(lines)
             started.process.send_signal(signal.SIGTERM)
@@ -112,7 +112,7 @@ def test_sigterm_finishes_streams_and_exits_0(run: Path) -> None:
 
 def test_a_second_signal_ends_at_once(run: Path) -> None:
     with serving(run) as started:
-        with begin_long_stream(started.url) as answer:
+        with begin_stream(started.url, LONGEST) as answer:
             lines = answer.iter_lines()
             next(lines)
             started.process.send_signal(signal.SIGINT)

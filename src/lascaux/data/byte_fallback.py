@@ -49,9 +49,13 @@ def read_byte_fallback(inner: tokenizers.Tokenizer, origin: str) -> ByteFallback
         )
     content["normalizer"] = _without_prefix(content.get("normalizer"), origin)
     content["pre_tokenizer"] = _without_prefix(content.get("pre_tokenizer"), origin)
+    try:
+        first = inner.encode("x", add_special_tokens=False).tokens[0]
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"{origin} cannot encode a text: {error}") from None
     found = ByteFallback(
         inside=tokenizers.Tokenizer.from_str(json.dumps(content)),
-        prefixed=inner.encode("x", add_special_tokens=False).tokens[0].startswith(SPACE),
+        prefixed=first.startswith(SPACE),
         cuts=not any(CROSSING.search(token) for token in vocabulary),
     )
     found.inside.encode_special_tokens = True

@@ -92,7 +92,10 @@ def begin_of(tokenizer: Tokenizer) -> str | None:
     Raises: DataError for several.
     """
     inner = tokenizers.Tokenizer.from_str(tokenizer.json)
-    marked = inner.encode("x", add_special_tokens=True)
+    try:
+        marked = inner.encode("x", add_special_tokens=True)
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"{tokenizer.origin} cannot encode a text: {error}") from None
     count = marked.special_tokens_mask.index(0) if 0 in marked.special_tokens_mask else 0
     if count > 1:
         raise DataError(

@@ -15,8 +15,9 @@ native.py builds the structures below field by field. */
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
-enum { PAGE = 64, PIECE = 32, SPINS = 4000 };
+enum { PAGE = 64, PIECE = 32, SPINS = 4000, NAP_NANOSECONDS = 20000 };
 enum Activation { GELU, GELU_TANH, RELU, RELU_SQUARED, SWIGLU };
 enum Arrangement { SEQUENTIAL, PARALLEL, PARALLEL_TWO_NORMS };
 
@@ -56,6 +57,7 @@ typedef struct {
     int64_t table_width;
     const float *cos, *sin;
     float *logits;
+    int64_t threads; /* that compute, at most those there are */
 } Batch;
 
 /* An output for each of some rows of a matrix and of x; with a gate the activation of both. */
@@ -90,6 +92,8 @@ typedef struct {
     atomic_int arrived, phase, done;
     atomic_int *next; /* the next piece of each division of work in a step */
     int num_next;
+    pthread_t caller;
+    double lost_seconds; /* in which it waited for threads that did not run */
     float *q, *k, *v, *z, *joined, *hidden, *made; /* shared; rows of padded width */
     int64_t q_width, kv_width, d_width, hidden_width;
 } Decoder;
@@ -120,16 +124,28 @@ INLINE void pause_cpu(void) {
 #endif
 }
 
-/* all threads wait for each other; beside other busy programs they give way soon */
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* All threads wait for each other. A long wait means that a thread is not running, because other
+programs are: this one then gives way, and the time counts as lost. */
 static void meet(Decoder *d) {
     int phase = atomic_load(&d->phase);
-    if (atomic_fetch_add(&d->arrived, 1) + 1 == d->net.threads) {
+    if (atomic_fetch_add(&d->arrived, 1) + 1 == d->batch.threads) {
         atomic_store(&d->arrived, 0);
         atomic_store(&d->phase, phase + 1);
         return;
     }
-    for (int spins = 0; atomic_load(&d->phase) == phase; spins++)
-        if (spins < SPINS) pause_cpu(); else sched_yield();
+    for (int spins = 0; spins < SPINS; spins++) {
+        if (atomic_load(&d->phase) != phase) return;
+        pause_cpu();
+    }
+    double began = now();
+    while (atomic_load(&d->phase) == phase) nanosleep(&(struct timespec){0, NAP_NANOSECONDS}, NULL);
+    if (pthread_equal(pthread_self(), d->caller)) d->lost_seconds += now() - began;
 }
 
 /* this thread's share of the products, then all meet */
@@ -491,16 +507,21 @@ static void free_own(Own *own) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
+typedef struct { Decoder *decoder; int64_t number; } Worker;
+
 static void *work(void *argument) {
-    Decoder *d = argument;
+    Worker worker = *(Worker *)argument;
+    Decoder *d = worker.decoder;
+    free(argument);
     Own own = own_memory(d);
     for (int64_t seen = 0;;) {
         pthread_mutex_lock(&d->lock);
         while (d->generation == seen && !d->stopping) pthread_cond_wait(&d->begin, &d->lock);
         seen = d->generation;
-        int stopping = d->stopping;
+        int stopping = d->stopping, idle = worker.number >= d->batch.threads;
         pthread_mutex_unlock(&d->lock);
         if (stopping) break;
+        if (idle) continue;
         compute(d, &own);
         atomic_fetch_add(&d->done, 1);
     }
@@ -526,20 +547,28 @@ Decoder *decoder_open(const Network *net, int64_t widest_hidden) {
     pthread_mutex_init(&d->lock, NULL);
     pthread_cond_init(&d->begin, NULL);
     d->workers = zeros(net->threads, sizeof *d->workers);
-    for (int t = 1; t < net->threads; t++) pthread_create(&d->workers[t], NULL, work, d);
+    for (int64_t t = 1; t < net->threads; t++) {
+        Worker *worker = malloc(sizeof *worker);
+        *worker = (Worker){d, t};
+        pthread_create(&d->workers[t], NULL, work, worker);
+    }
     return d;
 }
 
-void decoder_step(Decoder *d, const Batch *batch) {
+/* Seconds lost by waiting for threads that did not run. */
+double decoder_step(Decoder *d, const Batch *batch) {
     pthread_mutex_lock(&d->lock);
     d->batch = *batch;
+    d->caller = pthread_self();
+    d->lost_seconds = 0;
     memset(d->next, 0, sizeof *d->next * (size_t)d->num_next);
     atomic_store(&d->done, 1);
     d->generation++;
     pthread_cond_broadcast(&d->begin);
     pthread_mutex_unlock(&d->lock);
     compute(d, &d->own);
-    while (atomic_load(&d->done) < d->net.threads) sched_yield();
+    while (atomic_load(&d->done) < d->batch.threads) sched_yield();
+    return d->lost_seconds;
 }
 
 void decoder_close(Decoder *d) {

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,9 @@ SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("decode.c", "matri
 COMPILERS = ("cc", "gcc", "clang")
 OPTIONS = ("-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 MOST_ROWS = 64
+MOST_LOST = 0.4
+"""of a step's time, in waiting for threads that do not run"""
+STEPS_WITH_FEWER = 200
 FORMATS = {torch.float32: 0, torch.bfloat16: 1}
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "swiglu")
 ARRANGEMENTS = ("sequential", "parallel", "parallel_two_norms")
@@ -102,6 +106,7 @@ class _Batch(ctypes.Structure):
         *((name, _pointer) for name in ("tokens", "positions", "tables")),
         ("table_width", _int),
         *((name, _pointer) for name in ("cos", "sin", "logits")),
+        ("threads", _int),
     ]
 
 
@@ -110,6 +115,7 @@ class NativeDecoder:
 
     def __init__(self, model: Transformer, threads: int) -> None:
         self._config, self._threads = model.config, threads
+        self._active, self._steps_left = threads, 0
         self._library = library()
         self._kept: list[Any] = [model]
         self._pool: PagePool | None = None
@@ -146,9 +152,24 @@ class NativeDecoder:
         logits = np.empty((len(rows), self._config.vocab_rows), dtype=np.float32)
         arrays = (tokens, positions, tables), (cos, sin, logits)
         first, second = ([array.ctypes.data for array in group] for group in arrays)
-        batch = _Batch(len(rows), *first, width, *second)
-        self._library.decoder_step(self._decoder, ctypes.byref(batch))
+        batch = _Batch(len(rows), *first, width, *second, self._active)
+        started = time.perf_counter()
+        lost = self._library.decoder_step(self._decoder, ctypes.byref(batch))
+        self._choose_threads(lost / (time.perf_counter() - started))
         return logits
+
+    def _choose_threads(self, lost: float) -> None:
+        """Fewer threads for a while where they had to wait for each other.
+
+        A thread that is not running, because other programs are, holds up all others at each of
+        some hundred meetings of a step. How many there are changes no bit.
+        """
+        if lost > MOST_LOST and self._active > 1:
+            self._active, self._steps_left = self._active // 2, STEPS_WITH_FEWER
+        elif self._active < self._threads:
+            self._steps_left -= 1
+            if self._steps_left <= 0:
+                self._active = self._threads
 
     def _open(self, pool: PagePool) -> None:
         self.close()
@@ -302,7 +323,7 @@ def library() -> ctypes.CDLL:
     loaded.decoder_open.argtypes = [_pointer, _int]
     loaded.decoder_step.argtypes = [_pointer, _pointer]
     loaded.decoder_close.argtypes = [_pointer]
-    loaded.decoder_step.restype = loaded.decoder_close.restype = None
+    loaded.decoder_step.restype, loaded.decoder_close.restype = _double, None
     return loaded
 
 

@@ -61,7 +61,7 @@ def build_app(state: ServerState) -> Starlette:
     handlers: dict[Any, Any] = {
         RequestError: _refused,
         HTTPException: _not_found,
-        Exception: _failed,
+        Exception: partial(_failed, state),
     }
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
@@ -193,5 +193,6 @@ async def _not_found(http: HttpRequest, error: Exception) -> Response:
     return refusal_response(Refusal(message, status=found.status_code, headers=found.headers))
 
 
-async def _failed(http: HttpRequest, error: Exception) -> Response:
+async def _failed(state: ServerState, http: HttpRequest, error: Exception) -> Response:
+    state.metrics.failed(500)
     return refusal_response(Refusal("internal error", status=500, code="internal_error"))

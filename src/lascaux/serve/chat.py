@@ -3,8 +3,8 @@
 What users write never becomes a special token. The template is rendered a second time with every
 character of their texts that special names are made of replaced by a stand-in; what then still
 spells a special name was written by the template. A template that decides by what the texts say
-comes out differently; then only marks like | and _ are replaced, and if that differs too, the
-request is refused.
+comes out differently; then only what no name can do without is replaced, as a rule the |, and if
+that differs too, the request is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -137,12 +137,12 @@ def _written_by_template(
     """`written` with stand-ins in users' texts, and the table that takes them back."""
     texts = [text for message in messages for key, text in message.items() if key != "role"]
     letters = [{each for each in name if " " < each <= "\uffff"} for name in names]
-    marks = [{each for each in own if not each.isalnum()} - set("<>/") or own for own in letters]
+    guards = [_guard(name) for name in names]
     used = {ord(character) & ~0xFFFF for text in texts for character in set(text)}
     plane = next((plane for plane in STAND_IN_PLANES if plane not in used), None)
     if plane is None:
         raise Refusal("'messages' has private characters of both planes", field="messages")
-    for replaced in (letters, marks):
+    for replaced in (letters, guards):
         stand_ins = {ord(each): ord(each) + plane for each in set[str]().union(*replaced)}
         original = {stand_in: character for character, stand_in in stand_ins.items()}
         given = [
@@ -153,8 +153,15 @@ def _written_by_template(
         if marked.translate(original) == written:
             return marked, original
     raise Refusal(
-        "the model's chat template decides by what the texts say, so that the names of special "
-        "tokens in them cannot be told from its own; leave signs like | and _ out of the messages",
+        "the model's chat template decides by what the texts say, so that names of special tokens "
+        "in them cannot be told from its own; leave signs like | out of the messages",
         field="messages",
         code="chat_template_failed",
     )
+
+
+def _guard(name: str) -> set[str]:
+    """Few characters without which nobody can write this name, rare ones if it has any."""
+    rare = {each for each in name if each in "|\uff5c"}
+    marks = {each for each in name if not each.isalnum() and " " < each <= "\uffff"} - set("<>/")
+    return rare or marks or set(next((each for each in name if each.isalnum()), name))

@@ -3,8 +3,6 @@
 Public are /health and the playground's files, which say nothing of the model.
 """
 
-from urllib.parse import urlsplit
-
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -75,14 +73,14 @@ class Guard:
                 code="host_not_allowed",
             )
         origin = headers.get("origin")
-        if origin is not None and origin not in settings.allowed_origins:
-            if urlsplit(origin).netloc != host:
-                raise Refusal(
-                    f"pages of {origin[:100]!r} may not call this server; "
-                    "--serve.allowed_origins names those that may",
-                    status=403,
-                    code="origin_not_allowed",
-                )
+        own_page = origin is not None and origin.partition("://")[2] == host
+        if origin is not None and not own_page and origin not in settings.allowed_origins:
+            raise Refusal(
+                f"pages of {origin[:100]!r} may not call this server; "
+                "--serve.allowed_origins names those that may",
+                status=403,
+                code="origin_not_allowed",
+            )
         if is_public(scope["path"]):
             return
         if not self._state.keys.accept(headers.get("authorization")):

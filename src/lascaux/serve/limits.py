@@ -117,7 +117,7 @@ def range_words(row: Row) -> str:
 
 def _limit(value: T, words: str) -> T:
     """A server limit and what it says; typed as its value, as dataclasses want it."""
-    return field(default=value, metadata={"words": words})  # type: ignore[return-value]
+    return field(default=value, metadata={"words": words})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class ServerLimits:
     connections: int = _limit(512, "at the same time; beyond it 503")
     request_seconds: float = _limit(3600.0, "for one request; beyond it 504, or an error event")
     answers: int = _limit(256, "of one request: prompts times `n`")
-    logprob_entries: int = _limit(2_000_000, "of one request: tokens times (`logprobs` + 1)")
+    logprob_entries: int = _limit(1_000_000, "of one request: tokens times (`logprobs` + 1)")
     backlog_pieces: int = _limit(4096, "of a stream waiting for a slow client; then it ends")
     send_seconds: float = _limit(60.0, "a client may leave its stream unread, then it is closed")
     comment_seconds: float = _limit(15.0, "of silence in a stream before a comment is sent")

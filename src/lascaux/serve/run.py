@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -20,7 +21,7 @@ from lascaux.generate.engine import Engine, EngineOptions
 from lascaux.generate.load import load_for_generation
 from lascaux.model.accounting import count_parameters
 from lascaux.serve.app import build_app
-from lascaux.serve.connection import connection_class
+from lascaux.serve.connection import Connection
 from lascaux.serve.keys import read_keys
 from lascaux.serve.limits import ServerLimits
 from lascaux.serve.served import Served
@@ -184,7 +185,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 build_app(state),
-                http=connection_class(limits),
+                http=partial(Connection, limits=limits),  # type: ignore[arg-type]
                 loop="asyncio",
                 ws="none",
                 lifespan="off",

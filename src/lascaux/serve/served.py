@@ -91,7 +91,6 @@ class Served:
             "created": self.created,
             "owned_by": "lascaux",
             "max_model_len": self.max_context,
-            "max_context": self.max_context,
             "parameters": self.parameters,
             "precision": self.engine.loaded.precision,
             "chat_template": self.roles.chat_template is not None,

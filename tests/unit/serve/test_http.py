@@ -149,6 +149,7 @@ def test_a_bug_of_ours_is_a_500_in_the_same_shape(
         answer = ask(server)
         assert answer.status_code == 500
         assert error_of(answer)["message"] == "internal error"
+        assert 'failed_total{status="500"} 1.0' in HTTP.get(f"{server.url}/metrics").text
 
 
 def test_a_full_queue_is_a_429_with_a_time_to_come_back(tokenizer: Tokenizer) -> None:
@@ -235,6 +236,15 @@ def test_a_request_has_its_time(tokenizer: Tokenizer) -> None:
         assert engine.wait_until_free()
 
 
+def test_a_client_that_gives_up_waiting_frees_its_answer(tokenizer: Tokenizer) -> None:
+    engine = FakeEngine(tokenizer)
+    engine.script = engine.endless
+    with running(engine) as server, server.client(timeout=0.3) as client:
+        with pytest.raises(openai.APITimeoutError):
+            client.completions.create(model="model", prompt="x")
+        assert engine.wait_until_free()
+
+
 def test_a_large_body_is_a_413_whether_announced_or_not(tokenizer: Tokenizer) -> None:
     with running(FakeEngine(tokenizer), body_bytes=10_000) as server:
         answer = ask(server, json={"prompt": "x" * 30_000})
@@ -269,7 +279,7 @@ def test_too_many_bodies_at_once_are_a_503(tokenizer: Tokenizer) -> None:
 def test_connections_are_counted(tokenizer: Tokenizer) -> None:
     with running(FakeEngine(tokenizer), connections=2) as server:
         held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
-        time.sleep(0.1)
+        wait_for(lambda: len(server.server.server_state.connections) == 2)
         assert b" 503 " in raw(server, b"")
         for link in held:
             link.close()
@@ -384,7 +394,7 @@ def test_other_origins_are_refused_unless_they_are_named(
 ) -> None:
     own = {"origin": server.url}
     assert ask(server, headers=own).status_code == 200
-    for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://[", "x"):
         answer = ask(server, headers={"origin": origin})
         assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
     settings = ServeConfig(allowed_origins=("https://good.example",))

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -198,6 +199,7 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * 4096
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_returns_after_bad_requests(server: Running) -> None:
     """A hundred bad requests of up to a megabyte leave less than 30 MB behind."""
     bad: list[bytes] = [

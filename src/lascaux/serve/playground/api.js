@@ -117,12 +117,15 @@ function checked(chunk) {
 export async function modelFacts() {
   const model = (await ask("/v1/models")).data[0];
   const tokens = await ask("/tokenizer_info");
+  const there = await ask("/tokenize", { prompt: "x", add_special_tokens: false });
+  const back = await ask("/detokenize", { tokens: there.tokens });
   return {
     name: model.id,
     maxContext: model.max_model_len ?? null,
     precision: model.precision ?? null,
     hasTemplate: Boolean(tokens.chat_template),
     endToken: tokens.eos_token ?? null,
+    prefixed: back.prompt === " x", // the tokenizer puts a space before a text
     defaults: model.defaults ?? {},
   };
 }

@@ -3,7 +3,7 @@
 import { ApiError, tokenise } from "./api.js";
 import { BranchView } from "./branches.js";
 import { Editor } from "./editor.js";
-import { paintOrigin, paintSurprise, placeMarks } from "./marks.js";
+import { paintText, placeMarks } from "./marks.js";
 import { promptOf } from "./prompt.js";
 import { $, announce, isMac, keyNames, openShare, pressed, say } from "./shell.js";
 import { finishWords, meanWords, statusWords } from "./status.js";
@@ -16,7 +16,6 @@ const COUNT_MS = 600;
 export class Complete {
   constructor({ facts, panel, store, doc, popover }) {
     Object.assign(this, { facts, panel, store, doc, popover });
-    this.figures = {};
     this.surprise = false;
     this.editor = new Editor($("editor"), {
       edit: (start, end, inserted, selection) => this.#edited(start, end, inserted, selection),
@@ -25,18 +24,18 @@ export class Complete {
       redo: () => this.redo(),
       select: () => this.#caretMoved(),
     });
-    this.writer = new Writer(facts, {
-      change: () => this.#drawn(),
-      progress: (figures) => {
-        this.figures = figures;
-        if (this.writer.job.answers.length === 1) this.numTokens = figures.promptTokens + figures.numTokens;
-      },
-    });
+    this.writer = new Writer(facts, () => this.#drawn());
     this.view = new TokenView(this, popover);
     this.branches = new BranchView(this);
     this.keys = shortcuts(this);
     this.#wire();
     this.show(doc);
+  }
+
+  /* Ends what is being drawn, and keeps it. */
+  async halt() {
+    this.writer.stop();
+    await this.drawing?.catch(() => {});
   }
 
   get isShown() {
@@ -45,9 +44,7 @@ export class Complete {
 
   /* Another document takes the place of this one. */
   show(doc) {
-    this.writer.stop();
     this.doc = doc;
-    this.figures = {};
     this.branches.forget();
     const end = doc.length;
     this.editor.show(doc.text, { start: end, end });
@@ -100,7 +97,7 @@ export class Complete {
     this.branches.forget();
     this.editor.show(this.doc.text);
     this.popover.hide();
-    paintSurprise(this.editor, this.doc.pieces, this.surprise);
+    this.#paint();
     this.#buttons();
     clearTimeout(this.settling);
     this.settling = setTimeout(() => this.#rest(), SETTLE_MS);
@@ -120,10 +117,7 @@ export class Complete {
   }
 
   async #travel(move) {
-    if (this.writer.running) {
-      this.writer.stop();
-      await this.drawing;
-    }
+    await this.halt();
     const selection = move();
     if (!selection) return;
     this.editor.show(this.doc.text, selection);
@@ -178,7 +172,6 @@ export class Complete {
     this.popover.hide();
     this.scoring?.abort();
     clearTimeout(this.settling);
-    this.figures = {};
     this.follow = this.#nearEnd();
     this.drawing = this.writer.draw(this.doc, base, settings, { seed, run, selection: this.editor.selection });
     try {
@@ -187,16 +180,18 @@ export class Complete {
     } catch (error) {
       this.#failed(error);
     }
+    const { figures } = this.doc.lastRun() ?? {};
+    if (settings.n === 1 && figures?.promptTokens) this.numTokens = figures.promptTokens + figures.numTokens;
     const end = this.doc.length;
     this.editor.show(this.doc.text, { start: end, end });
     this.#rest();
   }
 
-  #failed(error) {
+  #failed(error, again = () => this.continue()) {
     if (!(error instanceof ApiError)) console.error(error);
     const full = error.code === "context_length_exceeded";
     say($("message"), full ? `The text is too long for the model. ${error.message}` : error.message,
-      { label: "Try again", run: () => this.continue() });
+      { label: "Try again", run: again });
   }
 
   /* While tokens come: at most once a frame. */
@@ -209,8 +204,7 @@ export class Complete {
       const { length } = this.editor.text;
       this.editor.show(this.doc.text);
       if (this.doc.length > length && this.follow) this.#scrollToEnd();
-      if (this.surprise) paintSurprise(this.editor, this.doc.pieces, true);
-      else paintOrigin(this.editor, this.doc.pieces);
+      this.#paint();
       this.#buttons();
       this.#status();
       if (this.writer.running) this.branches.showAnswers(this.writer.job);
@@ -268,7 +262,7 @@ export class Complete {
     try {
       await this.writer.score(this.doc, scoring.signal);
     } catch (error) {
-      if (!scoring.signal.aborted) this.#failed(error);
+      if (!scoring.signal.aborted) this.#failed(error, () => this.score());
     }
     if (this.scoring === scoring) this.scoring = null;
     this.#rest();
@@ -314,10 +308,14 @@ export class Complete {
     this.store.save(this.doc);
   }
 
+  #paint() {
+    paintText(this.editor, this.doc.pieces, this.surprise ? "surprise" : this.view.on ? "tokens" : "origin");
+  }
+
   #decorate() {
     if (!this.isShown) return;
     const { pieces } = this.doc;
-    paintSurprise(this.editor, pieces, this.surprise);
+    this.#paint();
     placeMarks($("marks"), this.editor, document.querySelector(".sheet"), pieces);
     if (this.writer.running) this.branches.showAnswers(this.writer.job);
     else this.branches.showForks(this.doc.forks());
@@ -350,10 +348,11 @@ export class Complete {
       $("status").textContent = "scoring the text…";
       return;
     }
+    const { job } = this.writer;
     const last = this.doc.lastRun();
-    const figures = { ...this.figures };
-    if (!this.writer.running && last) Object.assign(figures, { seed: last.seed, finish: finishWords(last) });
-    $("status").textContent = statusWords(figures, this.writer.running, this.numTokens, this.facts.maxContext);
+    const figures = job ? job.figures : { ...last?.figures, seed: last?.seed, finish: last && finishWords(last) };
+    if (job?.answers.length === 1 && figures.promptTokens) this.numTokens = figures.promptTokens + figures.numTokens;
+    $("status").textContent = statusWords(figures, Boolean(job), this.numTokens, this.facts.maxContext);
   }
 
   /* How much of the context the text takes. */

@@ -41,7 +41,7 @@ async function learn(facts, ready) {
   }
 }
 
-const facts = { name: "", maxContext: null, precision: null, hasTemplate: null, endToken: null };
+const facts = { name: "", maxContext: null, precision: null, hasTemplate: null, endToken: null, prefixed: false };
 const warn = (message) => say($("message"), message);
 const panel = new Panel($("sampling"), $("presets"));
 const store = new Store(warn);

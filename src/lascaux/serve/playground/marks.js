@@ -20,32 +20,30 @@ function paint(name, ranges) {
 function stretchesBy(pieces, label) {
   const result = [];
   let at = 0;
-  for (const piece of pieces) {
+  pieces.forEach((piece, index) => {
     const from = at;
     at += piece.text.length;
-    const name = label(piece);
-    if (name === null || from === at) continue;
+    const name = label(piece, index);
+    if (name === null || from === at) return;
     const last = result[result.length - 1];
     if (last && last[0] === name && last[2] === from) last[2] = at;
     else result.push([name, from, at]);
-  }
+  });
   return result;
 }
 
-export function paintOrigin(editor, pieces) {
-  const found = stretchesBy(pieces, (piece) => (piece.run === undefined ? null : "drawn"));
-  paint("drawn", found.map(([, start, end]) => editor.rangeOf(start, end)));
-}
+const LABELS = {
+  origin: (piece) => (piece.run === undefined ? null : "drawn"),
+  tokens: (piece, index) => (piece.id === undefined ? null : index % 2 ? "drawn" : "other"),
+  surprise: (piece) => (piece.logprob === undefined || piece.stale ? null : `heat-${heatLevel(piece.logprob)}`),
+};
+const NAMES = ["drawn", "other", ...Array.from({ length: HEAT_LEVELS }, (_, level) => `heat-${level}`)];
 
-export function paintSurprise(editor, pieces, on) {
-  const byLevel = Array.from({ length: HEAT_LEVELS }, () => []);
-  const label = (piece) => (piece.logprob === undefined || piece.stale ? null : heatLevel(piece.logprob));
-  if (on) {
-    for (const [level, start, end] of stretchesBy(pieces, label)) byLevel[level].push(editor.rangeOf(start, end));
-  }
-  for (let level = 1; level < HEAT_LEVELS; level++) paint(`heat-${level}`, byLevel[level]);
-  paint("drawn", on ? [] : stretchesBy(pieces, (piece) => (piece.run === undefined ? null : "drawn"))
-    .map(([, start, end]) => editor.rangeOf(start, end)));
+/* Tints the text by "origin", "tokens" (one and the next apart) or "surprise". */
+export function paintText(editor, pieces, by) {
+  const ranges = Object.fromEntries(NAMES.map((name) => [name, []]));
+  for (const [name, start, end] of stretchesBy(pieces, LABELS[by])) ranges[name].push(editor.rangeOf(start, end));
+  for (const name of NAMES) paint(name, ranges[name]);
 }
 
 export function paintToken(editor, start, end) {

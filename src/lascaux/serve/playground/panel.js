@@ -81,7 +81,7 @@ export class Panel {
     input.inputMode = "decimal";
     input.setAttribute("aria-describedby", `${id}-help`);
     this.inputs[key] = input;
-    const box = element("div", { className: "field" }, element("label", { htmlFor: id, textContent: label }), input);
+    const box = element("div", { className: `field ${key}` }, element("label", { htmlFor: id, textContent: label }), input);
     if (slide) {
       const range = element("input", { type: "range", min, max, step, value, name: `${key}-slide` });
       range.setAttribute("aria-label", `${label}, slider`);
@@ -109,7 +109,7 @@ export class Panel {
   }
 
   #stops(value) {
-    const input = element("textarea", { id: "sampling-stop", name: "stop", rows: 2, value, spellcheck: false });
+    const input = element("textarea", { id: "sampling-stop", name: "stop", rows: 1, value, spellcheck: false });
     this.inputs.stop = input;
     return element("div", { className: "field" }, element("label", { htmlFor: "sampling-stop", textContent: "Stop" }), input,
       element("small", { textContent: "End before any of these, one a line; \\n is a new line." }));

@@ -19,10 +19,19 @@ export function stretches(pieces) {
 }
 
 /* Typed text that was cut into tokens keeps their ids only while all of it is unchanged. */
-async function idsOf({ drawn, pieces }, signal) {
+async function idsOf({ drawn, pieces }, isFirst, facts, signal) {
   const known = drawn || pieces.every((piece) => piece.id !== undefined);
   if (known) return pieces.map((piece) => piece.id);
-  return tokenise(pieces.map((piece) => piece.text).join(""), false, signal);
+  const text = pieces.map((piece) => piece.text).join("");
+  return facts.prefixed && !isFirst ? tokeniseInside(text, signal) : tokenise(text, false, signal);
+}
+
+/* For tokenizers that put a space before a text: ids of text that has other text before it. */
+async function tokeniseInside(text, signal) {
+  const line = await tokenise("\n", false, signal);
+  const after = await tokenise(`\n${text}`, false, signal);
+  const apart = line.every((id, place) => after[place] === id);
+  return apart ? after.slice(line.length) : tokenise(text, false, signal);
 }
 
 /* The ids to send: `ids`, the first `numBegin` of which begin every text, and `parts`: how many
@@ -32,7 +41,7 @@ export async function promptOf(pieces, facts, signal) {
   const parts = [];
   const ids = [...begin];
   for (const stretch of stretches(pieces)) {
-    const own = await idsOf(stretch, signal);
+    const own = await idsOf(stretch, !parts.length, facts, signal);
     parts.push({ ...stretch, count: own.length });
     ids.push(...own);
   }
@@ -42,9 +51,12 @@ export async function promptOf(pieces, facts, signal) {
 }
 
 /* The same text with the scores of `tokens`, which answer a prompt of these parts. */
-export function withScores(parts, tokens, end) {
+export function withScores(parts, tokens, end, facts) {
   const result = [];
   let at = 0;
+  if (facts.prefixed && parts[0] && !parts[0].drawn && tokens[0]?.text.startsWith(" ")) {
+    tokens = [{ ...tokens[0], text: tokens[0].text.slice(1) }, ...tokens.slice(1)];
+  }
   for (const { drawn, pieces, count } of parts) {
     const own = tokens.slice(at, at + count);
     at += count;

@@ -158,6 +158,7 @@ export function setUpTabs(shown) {
     }
     const name = tab.getAttribute("aria-controls");
     $("branches-box").hidden = name !== "complete";
+    document.body.dataset.tab = name;
     history.replaceState(null, "", name === "chat" ? "#chat" : location.pathname);
     shown(name);
   };

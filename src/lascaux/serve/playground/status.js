@@ -10,7 +10,7 @@ export function finishWords({ finishReason, settings }) {
 
 export function statusWords(figures, running, numTokens, maxContext) {
   const words = [];
-  const { tokensPerSecond, firstTokenSeconds, promptTokens, cachedTokens, seed, finish } = figures;
+  const { tokensPerSecond, firstTokenSeconds, cachedTokens, seed, finish } = figures;
   if (running && !figures.numTokens) words.push("reading the text…");
   const speed = tokensPerSecond ? ` at ${tokensPerSecond.toFixed(tokensPerSecond < 10 ? 1 : 0)} tokens/s` : "";
   if (figures.numTokens) words.push(`drew ${thousands(figures.numTokens)}${speed}`);
@@ -18,8 +18,7 @@ export function statusWords(figures, running, numTokens, maxContext) {
   if (cachedTokens) words.push(`${thousands(cachedTokens)} from cache`);
   if (seed !== undefined) words.push(`seed ${seed}`);
   if (finish) words.push(finish);
-  const used = running && promptTokens ? promptTokens + (figures.numTokens ?? 0) : numTokens;
-  if (used !== undefined) words.push(maxContext ? `${thousands(used)} of ${thousands(maxContext)} tokens` : `${thousands(used)} tokens`);
+  if (numTokens !== undefined) words.push(maxContext ? `${thousands(numTokens)} of ${thousands(maxContext)} tokens` : `${thousands(numTokens)} tokens`);
   return words.join("  ·  ");
 }
 

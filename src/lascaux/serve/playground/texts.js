@@ -68,16 +68,21 @@ function save(doc) {
 }
 
 export function setUpTexts(page, store) {
-  const open = (doc) => page.show(doc);
   restoreFace();
-  const leave = () => store.save(page.doc);
 
+  /* From the text on show to another one. */
+  async function change(next) {
+    await page.halt();
+    store.save(page.doc);
+    page.show(next());
+  }
   async function load(file) {
     try {
       const doc = decodeDocument(JSON.parse(await file.text()));
-      leave();
-      store.create();
-      open(doc);
+      await change(() => {
+        store.create();
+        return doc;
+      });
     } catch (error) {
       say($("message"), `${file.name} cannot be read: ${error.message}`);
     }
@@ -88,35 +93,31 @@ export function setUpTexts(page, store) {
     const others = store.list().filter(({ id }) => id !== store.id).slice(0, MOST_LISTED);
     const face = document.documentElement.dataset.face === "code" ? "prose" : "code";
     const list = [
-      item("New text", () => {
-        leave();
-        open(store.create());
-      }),
+      item("New text", () => change(() => store.create())),
       item("Export as JSON", () => save(page.doc)),
       item("Import…", () => $("import-file").click()),
-      item(face === "code" ? "Letters for code" : "Letters for prose", () => {
+      item(face === "code" ? "Show in monospace" : "Show as prose", () => {
         setFace(face);
         page.refresh();
       }),
       item("Delete this text", () => {
         if (!confirm("Delete this text and all of its branches?")) return;
-        store.remove(store.id);
-        open(store.create());
+        change(() => {
+          store.remove(store.id);
+          return store.create();
+        });
       }),
     ];
     if (others.length) list.push(rule());
     for (const { id, title, time } of others) {
-      list.push(item(title, () => {
-        leave();
-        open(store.open(id));
-      }, ago(time)));
+      list.push(item(title, () => change(() => store.open(id)), ago(time)));
     }
     return list;
   }
 
   $("documents").addEventListener("click", () => {
     if (!$("documents-menu").hidden) return close();
-    leave();
+    store.save(page.doc);
     $("documents-menu").replaceChildren(...entries());
     $("documents-menu").hidden = false;
     $("documents").setAttribute("aria-expanded", "true");

@@ -100,7 +100,7 @@ export class TokenPopover {
     if (token.id !== undefined) facts.push(`id ${token.id}`);
     if (token.logprob !== undefined) facts.push(`${token.logprob.toFixed(3).replace("-", "−")} nats`);
     const place = list.findIndex((row) => row.own);
-    if (place >= 0 && token.top) facts.push(place < token.top.length ? `rank ${place + 1}` : `beyond rank ${token.top.length}`);
+    if (place >= 0 && token.top) facts.push(place < MOST_SHOWN ? `rank ${place + 1}` : `beyond rank ${MOST_SHOWN}`);
     if (note) facts.push(note);
     const ordered = make("ol");
     list.forEach((row, index) => ordered.append(this.#row(row, index, Boolean(pick))));

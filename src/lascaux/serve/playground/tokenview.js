@@ -91,6 +91,7 @@ export class TokenView {
     this.on = on;
     $("tokens").setAttribute("aria-pressed", String(on));
     this.page.editor.setEditable(!on);
+    this.page.refresh();
     this.popover.hide();
     this.page.editor.element.focus({ preventScroll: true });
     if (!on) {

@@ -66,10 +66,10 @@ export async function drawAnswers(path, body, answers, signal, on) {
 }
 
 export class Writer {
-  /* `on`: change(), progress(figures), done(run). */
-  constructor(facts, on) {
+  /* `changed()` whenever there is something new to show. */
+  constructor(facts, changed) {
     this.facts = facts;
-    this.on = on;
+    this.changed = changed;
     this.job = null;
   }
 
@@ -91,15 +91,15 @@ export class Writer {
     const controller = new AbortController();
     const runs = Array.from({ length: n }, (_, index) => (index ? `${run}.${index}` : run));
     const answers = runs.map((name, index) => new Answer(name, index ? 0 : picked));
-    this.job = { controller, doc, answers, base: doc.pieces, shown: 0, settings };
-    this.on.change();
+    this.job = { controller, doc, answers, base: doc.pieces, shown: 0, settings, figures: {} };
+    this.changed();
     try {
       const prompt = await promptOf(doc.pieces, this.facts, controller.signal);
       const body = completionBody(this.facts, settings, prompt.ids, seed);
       const details = { logprobs: TOP_LOGPROBS, return_token_ids: true, stream: true, stream_options: { include_usage: true } };
       const progress = (figures) => {
+        this.job.figures = { ...figures, promptTokens: prompt.ids.length };
         this.#show();
-        this.on.progress({ ...figures, promptTokens: prompt.ids.length, seed });
       };
       await drawAnswers("/v1/completions", { ...body, ...details }, answers, controller.signal, { progress });
     } catch (error) {
@@ -122,7 +122,7 @@ export class Writer {
   #show() {
     const { doc, base, answers, shown } = this.job;
     doc.extend([...base, ...answers[shown].pieces()]);
-    this.on.change();
+    this.changed();
   }
 
   #takeBack(doc, before) {
@@ -133,18 +133,17 @@ export class Writer {
   }
 
   #finish(seed, runs) {
-    const { doc, base, answers, shown, settings, taken } = this.job;
+    const { doc, base, answers, shown, settings, figures, taken } = this.job;
     this.job = null;
     if (!taken) {
       const versions = answers.map((answer) => [...base, ...answer.pieces()]);
       doc.extend(versions[shown]);
       answers.forEach((answer, index) => {
-        const { finishReason, numTokens } = answer;
-        doc.runs[runs[index]] = { seed, settings, finishReason, numTokens, choice: index };
+        doc.runs[runs[index]] = { seed, settings, figures, finishReason: answer.finishReason, choice: index };
       });
       doc.keep(versions.filter((_, index) => answers[index].numTokens));
     }
-    this.on.change();
+    this.changed();
   }
 
   /* The document's text with a score for every token. */
@@ -157,7 +156,7 @@ export class Writer {
     const tokens = completionTokens(answer.choices[0], true).slice(numBegin);
     const last = pieces[pieces.length - 1];
     if (doc.pieces !== pieces) return false; // edited meanwhile
-    doc.annotate(withScores(parts, tokens, last?.end ? last : null));
+    doc.annotate(withScores(parts, tokens, last?.end ? last : null, this.facts));
     return true;
   }
 }

@@ -29,8 +29,9 @@ HEADERS = {
 }
 END = "<|endoftext|>"
 WORDS = (
-    " the", " a", " river", " light", " painted", " horse", " cave", " and", " walls", " ran", " of",
-    " stone", " over", ",", ".", "\n", " deer", " red", " slowly", " in", "Once", " upon", " time",
+    " the", " a", " river", " light", " painted", " horse", " cave", " and", " walls", " ran",
+    " of", " stone", " over", ",", ".", "\n", " deer", " red", " slowly", " in",
+    "Once", " upon", " time",
 )  # fmt: skip
 DRAWN = WORDS[:20]
 TOKENS: list[bytes] = [
@@ -94,11 +95,14 @@ class FakeServer:
     fail_after: int | None = None
     key: str | None = None
     loading: bool = False
+    prefixed: bool = False
+    """the tokenizer puts a space before a text, as SentencePiece's do"""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
     def reset(self) -> None:
-        self.token_seconds, self.fail_after, self.key, self.loading = 0.0, None, None, False
+        self.token_seconds, self.fail_after, self.key = 0.0, None, None
+        self.loading = self.prefixed = False
         self.bodies.clear()
 
     def refusal(self, request: Request) -> Response | None:
@@ -143,12 +147,15 @@ def top_of(last: int, own: int, count: int) -> list[tuple[int, float]]:
 def scores(context: list[int], ids: list[int], texts: list[str], count: int) -> dict[str, Any]:
     """The `logprobs` of tokens that come after a context."""
     lasts = [*context[-1:], *ids][: len(ids)] if context else [None, *ids[:-1]]
-    tops = [None if last is None else top_of(last, own, count) for last, own in zip(lasts, ids)]
+    pairs = zip(lasts, ids, strict=True)
+    tops = [None if last is None else top_of(last, own, count) for last, own in pairs]
+    logprobs = [
+        None if top is None else math.log(dict(top)[own])
+        for top, own in zip(tops, ids, strict=True)
+    ]
     return {
         "tokens": texts,
-        "token_logprobs": [
-            None if top is None else math.log(dict(top)[own]) for top, own in zip(tops, ids)
-        ],
+        "token_logprobs": logprobs,
         "top_logprobs": [
             None if top is None else {name_of(token): math.log(p) for token, p in top}
             for top in tops
@@ -275,7 +282,12 @@ def build(server: FakeServer) -> Starlette:
 
     async def tokenize(request: Request) -> Response:
         body = await request.json()
-        return server.refusal(request) or JSONResponse({"tokens": encode(body["prompt"])})
+        text = " " * (server.prefixed and body["prompt"] != "") + body["prompt"]
+        return server.refusal(request) or JSONResponse({"tokens": encode(text)})
+
+    async def detokenize(request: Request) -> Response:
+        tokens = (await request.json())["tokens"]
+        return JSONResponse({"prompt": "".join(contribution(tokens))})
 
     async def models(request: Request) -> Response:
         facts = {"id": "fake", "max_model_len": MAX_CONTEXT, "precision": "fp32"}
@@ -294,6 +306,7 @@ def build(server: FakeServer) -> Starlette:
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/models", models),
             Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/detokenize", detokenize, methods=["POST"]),
             Route("/tokenizer_info", info),
             Route("/", page),
             Mount("/playground", StaticFiles(directory=PLAYGROUND)),
