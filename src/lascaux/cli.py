@@ -227,9 +227,13 @@ def add_reading_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "serve",
         commands.serve_command,
         "answer requests in OpenAI's wire format, with a playground",
-        ("serve", "generate"),
+        ("serve",),
     )
     serve.add_argument("source", type=Path, metavar="RUN", help="a run or checkpoint folder")
+    serve.epilog = (
+        f"{serve.epilog}\n\n  and --generate.weights, --generate.draft_tokens, --generate.threads "
+        "as of `lascaux generate`"
+    )
     serve.add_argument("--port", type=int, metavar="P", help="default: 8000; 0: any free one")
 
     report = add("report", commands.report_command, "write RUN/report.html")

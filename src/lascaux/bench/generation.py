@@ -16,8 +16,8 @@ from lascaux.bench.peaks import Peaks
 from lascaux.config.schema import GenerateConfig, ModelConfig
 from lascaux.errors import ConfigError
 from lascaux.generate.load import choose_weights, native_decoder, place, without_capacity
-from lascaux.generate.network import PagedNetwork, Row
-from lascaux.generate.pages import PAGE_TOKENS
+from lascaux.generate.network import PagedNetwork
+from lascaux.generate.pages import PAGE_TOKENS, Row
 from lascaux.model.accounting import (
     active_matmul_parameters,
     cache_bytes_per_token,

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from lascaux.errors import CheckpointError, LascauxError, RequestError
 from lascaux.generate.answer import Answer, Deliver
 from lascaux.generate.load import LoadedModel
-from lascaux.generate.network import PagedNetwork, Row
-from lascaux.generate.pages import PAGE_TOKENS, page_keys
+from lascaux.generate.network import PagedNetwork
+from lascaux.generate.pages import PAGE_TOKENS, Row, page_keys
 from lascaux.generate.request import FinishReason, Piece, QueueFull, Request
 from lascaux.generate.sampling import check_sampling
 from lascaux.model.accounting import cache_bytes_per_token

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lascaux.errors import LascauxError
-from lascaux.generate.pages import PagePool
+from lascaux.generate.pages import PagePool, Row
 from lascaux.generate.quantize import QuantizedMatrix
 from lascaux.model.moe import MixtureOfExperts
 from lascaux.model.positions import alibi_slopes, rotation
@@ -42,17 +42,6 @@ STEPS_WITH_FEWER = 200
 FORMATS = {torch.float32: 0, torch.bfloat16: 1}
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "swiglu")
 ARRANGEMENTS = ("sequential", "parallel", "parallel_two_norms")
-
-
-class Row(Protocol):
-    """A token to compute, where it stands, and the pages of its sequence."""
-
-    @property
-    def token(self) -> int: ...  # noqa: D102
-    @property
-    def position(self) -> int: ...  # noqa: D102
-    @property
-    def table(self) -> Sequence[int]: ...  # noqa: D102
 
 
 _int, _double, _pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p

@@ -6,7 +6,6 @@ Shapes: T tokens of a chunk, N rows (a token each), D d_model, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,19 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lascaux.generate.native import NativeDecoder
-from lascaux.generate.pages import PAGE_TOKENS, ChunkCache, PagePool, RowsCache
+from lascaux.generate.pages import PAGE_TOKENS, ChunkCache, PagePool, Row, RowsCache
 from lascaux.model.transformer import Transformer
 
 CHUNK_TOKENS = {"cpu": PAGE_TOKENS, "cuda": 8 * PAGE_TOKENS}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A token to compute: where it stands in its sequence, and the sequence's pages."""
-
-    token: int
-    position: int
-    table: Sequence[int]
 
 
 class PagedNetwork:

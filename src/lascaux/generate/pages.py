@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,15 @@ from torch import Tensor
 from lascaux.config.schema import ModelConfig
 
 PAGE_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A token to compute: where it stands in its sequence, and the sequence's pages."""
+
+    token: int
+    position: int
+    table: Sequence[int]
 
 
 class PagePool:

@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from lascaux.errors import RequestError
-from lascaux.serve.bodies import read_body
+from lascaux.serve.bodies import CLOSE, read_body
 from lascaux.serve.calls import chat_call, completion_call, embedding_call
 from lascaux.serve.fields import Body, check_ids, read_fields
 from lascaux.serve.guard import Guard
@@ -195,4 +195,6 @@ async def _not_found(http: HttpRequest, error: Exception) -> Response:
 
 async def _failed(state: ServerState, http: HttpRequest, error: Exception) -> Response:
     state.metrics.failed(500)
-    return refusal_response(Refusal("internal error", status=500, code="internal_error"))
+    # uvicorn closes the connection after an exception; the client must know before it asks again
+    refusal = Refusal("internal error", status=500, code="internal_error", headers=CLOSE)
+    return refusal_response(refusal)

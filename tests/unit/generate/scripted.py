@@ -11,8 +11,7 @@ from lascaux.config.schema import GenerateConfig, ModelConfig
 from lascaux.data.roles import TokenRoles
 from lascaux.generate.engine import Engine, EngineOptions
 from lascaux.generate.load import LoadedModel
-from lascaux.generate.network import Row
-from lascaux.generate.pages import PAGE_TOKENS, PagePool
+from lascaux.generate.pages import PAGE_TOKENS, PagePool, Row
 from lascaux.model.transformer import Transformer
 
 CONFIG = ModelConfig(

@@ -14,7 +14,8 @@ from lascaux.generate.continuation import generate, generate_text
 from lascaux.generate.engine import Engine, EngineOptions
 from lascaux.generate.load import place
 from lascaux.generate.native import NativeDecoder
-from lascaux.generate.network import PagedNetwork, Row
+from lascaux.generate.network import PagedNetwork
+from lascaux.generate.pages import Row
 from lascaux.generate.request import Piece, Request, Sampling
 from lascaux.generate.sampling import draw, sampling_of
 from lascaux.model.init import initialise
