@@ -21,9 +21,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from lascaux.exchange.exporting import export_folder
-from lascaux.generate.engine import Engine, EngineOptions
+from lascaux.generate.engine import Engine
 from lascaux.generate.load import LoadedModel, load_for_generation
-from lascaux.generate.request import Request, Sampling
+from lascaux.generate.request import EngineOptions, Request, Sampling
 from lascaux.model.accounting import active_matmul_parameters
 from lascaux.parallel.hardware import measure_read_bandwidth
 

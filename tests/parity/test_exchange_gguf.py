@@ -210,13 +210,18 @@ def their_logits(model: nn.Module, ids: Tensor) -> Tensor:
     return model.eval()(ids).logits
 
 
-@torch.no_grad()
-def our_logits(run: Path, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+def our_model(run: Path) -> Transformer:
     checkpoint = find_checkpoint(run)
     config = from_tables(read_manifest(checkpoint).state["config"], "manifest.json").model
-    model = Transformer(config).eval()
-    model.load_state_dict(load_tensors(checkpoint, "model"))
-    return model(ids, positions=positions)
+    with torch.device("meta"):
+        model = Transformer(config).eval()
+    model.load_state_dict(load_tensors(checkpoint, "model"), assign=True)
+    return model
+
+
+@torch.no_grad()
+def our_logits(run: Path, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    return our_model(run)(ids, positions=positions)
 
 
 def assert_close(got: Tensor, wanted: Tensor) -> None:
@@ -534,8 +539,10 @@ def test_smollm2_answers_as_in_transformers(tmp_path: Path, console: Console) ->
     found = import_folder(path, run, console)
     assert found.parameters == 134_515_008 and found.ignored_settings == ()
     ours = load_tokenizer(run / "tokenizer.json")
-    ids = torch.tensor([ours.encode("The capital of France is")])
-    assert ours.decode([int(our_logits(run, ids)[0, -1].argmax())]) == " Paris"
+    model = our_model(run)
+    with torch.no_grad():
+        asked = model(torch.tensor([ours.encode("The capital of France is")]))
+    assert ours.decode([int(asked[0, -1].argmax())]) == " Paris"
     theirs = smollm2_in_transformers(path)
     prompt = "<|im_start|>user\nWas ist 12 * 7 = 84? Größe 🎉\n    x = y<|im_end|>\n"
     names = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -544,16 +551,9 @@ def test_smollm2_answers_as_in_transformers(tmp_path: Path, console: Console) ->
             continue
         assert ours.encode_marked(text) == names.encode(text, add_special_tokens=False)
     ids = torch.tensor([ours.encode_marked(prompt * 3)])
-    assert_close(our_logits(run, ids), their_logits(theirs, ids))
+    with torch.no_grad():
+        assert_close(model(ids), their_logits(theirs, ids))
     roles = read_roles(run, ours)
     assert [ours.token_name(i) for i in roles.end_ids] == ["<|endoftext|>", "<|im_end|>"]
     assert roles.end_token == "<|im_end|>" and roles.begin_ids == ()
-    exported = export_folder(run, tmp_path / "hf", console, "bf16")
-    assert exported.family == "llama"
-    back = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    talk = [{"role": "user", "content": "hi"}]
-    for prompted in (True, False):
-        options: dict[str, Any] = dict(tokenize=False, add_generation_prompt=prompted)
-        assert back.apply_chat_template(talk, **options) == names.apply_chat_template(
-            talk, **options
-        )
+    assert roles.chat_template == names.chat_template

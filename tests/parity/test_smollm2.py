@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from lascaux.exchange.importing import import_folder
 from lascaux.generate.continuation import prompt_tokens
-from lascaux.generate.engine import Engine, EngineOptions
+from lascaux.generate.engine import Engine
 from lascaux.generate.load import LoadedModel, load_for_generation
-from lascaux.generate.request import Request, Sampling
+from lascaux.generate.request import EngineOptions, Request, Sampling
 from tests.parity.test_exchange_gguf import smollm2
 
 pytestmark = pytest.mark.skipif(

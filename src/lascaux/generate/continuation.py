@@ -8,9 +8,9 @@ from lascaux.config.schema import GenerateConfig
 from lascaux.data.roles import TokenRoles
 from lascaux.data.tokenizer import Tokenizer
 from lascaux.errors import RequestError
-from lascaux.generate.engine import Engine, EngineOptions
+from lascaux.generate.engine import Engine
 from lascaux.generate.load import LoadedModel
-from lascaux.generate.request import Piece, Request
+from lascaux.generate.request import EngineOptions, Piece, Request
 from lascaux.generate.sampling import sampling_of
 from lascaux.model.transformer import Transformer
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,14 @@ from lascaux.generate.answer import Answer, Deliver
 from lascaux.generate.load import LoadedModel
 from lascaux.generate.network import PagedNetwork
 from lascaux.generate.pages import PAGE_TOKENS, Row, page_keys
-from lascaux.generate.request import FinishReason, Piece, QueueFull, Request
+from lascaux.generate.request import (
+    EngineFigures,
+    EngineOptions,
+    FinishReason,
+    Piece,
+    QueueFull,
+    Request,
+)
 from lascaux.generate.sampling import check_sampling
 from lascaux.model.accounting import cache_bytes_per_token
 from lascaux.parallel.hardware import free_bytes
@@ -34,49 +40,11 @@ SHARE_OF_FREE_MEMORY = 0.25
 IDLE_SECONDS = 0.1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineOptions:
-    """How much is taken on at once."""
-
-    max_streams: int = 8
-    """answers computed at the same time"""
-    max_waiting: int = 256
-    """answers that may wait"""
-    cache_tokens: int | None = None
-    """tokens whose keys and values are kept; None: max_streams contexts, in a quarter of memory"""
-    reuse_prefixes: bool = True
-    """keep the pages of prompts for later prompts that begin alike"""
-    draft_tokens: int = 0
-    """tokens to guess from earlier text and check in one pass"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineFigures:
-    """What goes on, and totals since the engine was made."""
-
-    running: int
-    waiting: int
-    cache_pages: int
-    cache_pages_used: int
-    cache_bytes: int
-    weight_bytes: int
-    steps: int
-    """in which answers got tokens"""
-    rows: int
-    """token rows computed in them; over steps: how many at once"""
-    prompt_tokens: int
-    cached_tokens: int
-    drawn_tokens: int
-    drafted_tokens: int
-    accepted_tokens: int
-    finished: dict[FinishReason, int]
-
-
 class Engine:
     """A loaded model that answers requests; one thread computes, any may submit and cancel."""
 
-    def __init__(self, loaded: LoadedModel, options: EngineOptions = EngineOptions()) -> None:
-        self.loaded, self.options = loaded, options
+    def __init__(self, loaded: LoadedModel, options: EngineOptions | None = None) -> None:
+        self.loaded, self.options = loaded, options or EngineOptions()
         self.max_context = loaded.model.config.max_context
         vocab_size, rows = loaded.tokenizer.vocab_size, loaded.model.config.vocab_size
         if vocab_size > rows:

@@ -129,3 +129,41 @@ class Piece:
     """the prompt's tokens, in the first piece, where `score_prompt` was asked for"""
     embedding: tuple[float, ...] | None = None
     outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How much is taken on at once."""
+
+    max_streams: int = 8
+    """answers computed at the same time"""
+    max_waiting: int = 256
+    """answers that may wait"""
+    cache_tokens: int | None = None
+    """tokens whose keys and values are kept; None: max_streams contexts, in a quarter of memory"""
+    reuse_prefixes: bool = True
+    """keep the pages of prompts for later prompts that begin alike"""
+    draft_tokens: int = 0
+    """tokens to guess from earlier text and check in one pass"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineFigures:
+    """What goes on, and totals since the engine was made."""
+
+    running: int
+    waiting: int
+    cache_pages: int
+    cache_pages_used: int
+    cache_bytes: int
+    weight_bytes: int
+    steps: int
+    """in which answers got tokens"""
+    rows: int
+    """token rows computed in them; over steps: how many at once"""
+    prompt_tokens: int
+    cached_tokens: int
+    drawn_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    finished: dict[FinishReason, int]

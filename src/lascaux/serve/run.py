@@ -17,8 +17,9 @@ from rich.console import Console
 
 from lascaux.config.serve_schema import ServeConfig
 from lascaux.errors import ConfigError
-from lascaux.generate.engine import Engine, EngineOptions
+from lascaux.generate.engine import Engine
 from lascaux.generate.load import load_for_generation
+from lascaux.generate.request import EngineOptions
 from lascaux.model.accounting import count_parameters
 from lascaux.serve.app import build_app
 from lascaux.serve.connection import Connection

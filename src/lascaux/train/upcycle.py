@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lascaux.checkpoint.files import write_file
 from lascaux.checkpoint.load import load_tensors
 from lascaux.checkpoint.manifest import read_manifest
 from lascaux.checkpoint.save import save_checkpoint, whole_pieces
@@ -22,6 +23,7 @@ from lascaux.config.check import check
 from lascaux.config.load import build_config, from_tables, overlay, read_flags, to_settings
 from lascaux.config.schema import Config, ModelConfig, SourceConfig
 from lascaux.data.loader import validation_batches
+from lascaux.data.roles import ROLES_FILE, encode_roles, read_roles
 from lascaux.data.shards import PreparedData, is_prepared
 from lascaux.data.tokenizer import load_tokenizer
 from lascaux.errors import CheckpointError, ConfigError
@@ -104,6 +106,8 @@ def upcycle(source: Path, folder: Path, flags: Sequence[str], console: Console) 
         dense_loss = held_out_loss(load_dense(dense.model, weights, device), run)
         loss = held_out_loss(mixture, run)
         data.tokenizer.save(folder / "tokenizer.json")
+        roles = read_roles(tokenizer_path(checkpoint).parent, data.tokenizer)
+        write_file(folder / ROLES_FILE, [encode_roles(roles, data.tokenizer)])
         parameters = list(run.working.named_parameters())
         tensors = {
             "model": whole_pieces({name: p.detach() for name, p in parameters}),

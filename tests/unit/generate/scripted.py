@@ -9,9 +9,10 @@ from torch import Tensor
 
 from lascaux.config.schema import GenerateConfig, ModelConfig
 from lascaux.data.roles import TokenRoles
-from lascaux.generate.engine import Engine, EngineOptions
+from lascaux.generate.engine import Engine
 from lascaux.generate.load import LoadedModel
 from lascaux.generate.pages import PAGE_TOKENS, PagePool, Row
+from lascaux.generate.request import EngineOptions
 from lascaux.model.transformer import Transformer
 
 CONFIG = ModelConfig(

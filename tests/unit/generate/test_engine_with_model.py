@@ -11,12 +11,12 @@ import torch
 from lascaux.config.schema import GenerateConfig, ModelConfig
 from lascaux.generate import load
 from lascaux.generate.continuation import generate, generate_text
-from lascaux.generate.engine import Engine, EngineOptions
+from lascaux.generate.engine import Engine
 from lascaux.generate.load import place
 from lascaux.generate.native import NativeDecoder
 from lascaux.generate.network import PagedNetwork
 from lascaux.generate.pages import Row
-from lascaux.generate.request import Piece, Request, Sampling
+from lascaux.generate.request import EngineOptions, Piece, Request, Sampling
 from lascaux.generate.sampling import draw, sampling_of
 from lascaux.model.init import initialise
 from lascaux.model.transformer import Transformer

@@ -15,8 +15,16 @@ import tokenizers
 from lascaux.config.schema import GenerateConfig, ServeConfig
 from lascaux.data.roles import TokenRoles
 from lascaux.data.tokenizer import Tokenizer
-from lascaux.generate.engine import Engine, EngineFigures, EngineOptions
-from lascaux.generate.request import Outcome, Piece, QueueFull, Request, ScoredToken
+from lascaux.generate.engine import Engine
+from lascaux.generate.request import (
+    EngineFigures,
+    EngineOptions,
+    Outcome,
+    Piece,
+    QueueFull,
+    Request,
+    ScoredToken,
+)
 from lascaux.serve.keys import Keys
 from lascaux.serve.limits import ServerLimits
 from lascaux.serve.run import Loading, Server, listen

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lascaux.data.tokenizer import Tokenizer
-from lascaux.generate.engine import Engine, EngineOptions
+from lascaux.generate.engine import Engine
 from lascaux.generate.load import LoadedModel
+from lascaux.generate.request import EngineOptions
 from tests.unit.serve.servers import HTTP, Running, running
 
 

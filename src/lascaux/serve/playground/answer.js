@@ -30,7 +30,9 @@ export function textAfter(pieces, name) {
 function mayBeCompleted(pieces, token) {
   const decoder = new TextDecoder("utf-8", { fatal: true });
   try {
-    return [...begun(pieces), token].every(({ name }) => !decoder.decode(bytesOf(name), { stream: true }));
+    return [...begun(pieces), token].every(
+      ({ name }) => !decoder.decode(bytesOf(name), { stream: true }),
+    );
   } catch {
     return false;
   }
@@ -39,11 +41,16 @@ function mayBeCompleted(pieces, token) {
 /* The tokens of a choice of the completions API: what each adds to the text, its id, its name. */
 export function completionTokens({ logprobs, token_ids, prompt_token_ids }, withPrompt = false) {
   if (!logprobs) return [];
-  const ids = logprobs.token_ids ?? [...(withPrompt ? prompt_token_ids ?? [] : []), ...(token_ids ?? [])];
+  const ids = logprobs.token_ids ?? [
+    ...(withPrompt ? (prompt_token_ids ?? []) : []),
+    ...(token_ids ?? []),
+  ];
   return logprobs.tokens.map((text, index) => {
     const id = ids[index];
     const top = Object.entries(logprobs.top_logprobs?.[index] ?? {}).map(([name, logprob]) => ({
-      id: logprobs.top_token_ids?.[index]?.[name] ?? (name === text ? id : undefined), name, logprob,
+      id: logprobs.top_token_ids?.[index]?.[name] ?? (name === text ? id : undefined),
+      name,
+      logprob,
     }));
     top.sort((a, b) => b.logprob - a.logprob);
     const logprob = logprobs.token_logprobs?.[index] ?? undefined;
@@ -54,7 +61,8 @@ export function completionTokens({ logprobs, token_ids, prompt_token_ids }, with
 
 /* A token that adds nothing has its name among the likeliest tokens, where the server puts it. */
 function nameOf(text, id, logprob, top) {
-  const own = top.find((other) => other.id !== undefined && other.id === id) ??
+  const own =
+    top.find((other) => other.id !== undefined && other.id === id) ??
     (text ? undefined : top.find((other) => other.id === undefined && other.logprob === logprob));
   return own?.name ?? text;
 }

@@ -23,11 +23,16 @@ const forkNumber = ({ index, count }) => `${index < 0 ? "–" : index + 1}/${cou
 /* The fork that ‹ and › act on: the one chosen before, else the last one at or before the caret. */
 function activeFork(forks, chosen, caret) {
   const before = forks.filter((fork) => fork.offset <= caret);
-  return forks.find((fork) => fork.node === chosen) ?? before[before.length - 1] ?? forks[0] ?? null;
+  return (
+    forks.find((fork) => fork.node === chosen) ?? before[before.length - 1] ?? forks[0] ?? null
+  );
 }
 
 function preview(pieces) {
-  const text = textOf(pieces).slice(0, PREVIEW_CHARS * 2).replace(/\s+/g, " ").trim();
+  const text = textOf(pieces)
+    .slice(0, PREVIEW_CHARS * 2)
+    .replace(/\s+/g, " ")
+    .trim();
   return text.slice(0, PREVIEW_CHARS) || (pieces.some((piece) => piece.end) ? "end of text" : "…");
 }
 
@@ -78,7 +83,9 @@ export class BranchView {
     this.forks = forks;
     const active = this.#active;
     const taken = new Map();
-    $("gutter").replaceChildren(...forks.map((fork) => this.#mark(fork, fork.node === active?.node, taken)));
+    $("gutter").replaceChildren(
+      ...forks.map((fork) => this.#mark(fork, fork.node === active?.node, taken)),
+    );
     $("branch").hidden = !active;
     if (active) $("branch-number").textContent = forkNumber(active);
   }

@@ -4,7 +4,8 @@ import { Answer, textAfter } from "./answer.js";
 import { ApiError, tokenise } from "./api.js";
 import { Conversation } from "./conversation.js";
 import { textOf } from "./pieces.js";
-import { $, announce, openShare, pressed, say } from "./shell.js";
+import { pressed } from "./keys.js";
+import { $, announce, openShare, say } from "./shell.js";
 import { finishWords, statusWords } from "./status.js";
 import { TalkView } from "./talk.js";
 import { TOP_LOGPROBS, completionBody, drawAnswers, newRun, newSeed } from "./writer.js";
@@ -51,8 +52,10 @@ export class Chat {
     if ($("chat").hidden || document.querySelector("dialog[open]")) return;
     if (event.key === "Escape" && this.job) this.job.controller.abort();
     else if (pressed(event, "Mod+Shift+Enter")) this.retry();
-    else if (pressed(event, "Alt+ArrowLeft") || pressed(event, "Alt+BracketLeft")) this.turnLast(-1);
-    else if (pressed(event, "Alt+ArrowRight") || pressed(event, "Alt+BracketRight")) this.turnLast(1);
+    else if (pressed(event, "Alt+ArrowLeft") || pressed(event, "Alt+BracketLeft"))
+      this.turnLast(-1);
+    else if (pressed(event, "Alt+ArrowRight") || pressed(event, "Alt+BracketRight"))
+      this.turnLast(1);
     else if (pressed(event, "Alt+KeyC")) this.share();
     else return;
     event.preventDefault();
@@ -65,7 +68,9 @@ export class Chat {
 
   learned() {
     $("chat-note").hidden = this.facts.hasTemplate !== false;
-    $("chat-note").textContent = "This model has no chat template, so it may not know how to chat. Turns are written as plain text, “User: …” and “Assistant: …”.";
+    $("chat-note").textContent =
+      "This model has no chat template, so it may not know how to chat. " +
+      "Turns are written as plain text, “User: …” and “Assistant: …”.";
   }
 
   // What can be done
@@ -85,7 +90,10 @@ export class Chat {
   retry(id = this.#lastAnswer()) {
     if (this.job || !id) return;
     const { parent } = this.conversation.get(id);
-    const again = this.panel.seed === null ? newSeed() : this.panel.seed + this.conversation.get(parent).children.length;
+    const again =
+      this.panel.seed === null
+        ? newSeed()
+        : this.panel.seed + this.conversation.get(parent).children.length;
     return this.#answer(parent, again);
   }
 
@@ -104,7 +112,9 @@ export class Chat {
   }
 
   turnLast(step) {
-    const several = this.conversation.shown.filter(({ id }) => this.conversation.siblings(id).count > 1);
+    const several = this.conversation.shown.filter(
+      ({ id }) => this.conversation.siblings(id).count > 1,
+    );
     if (several.length) this.turn(several[several.length - 1].id, step);
   }
 
@@ -126,10 +136,19 @@ export class Chat {
     const { parent, pieces, promptIds } = this.conversation.get(id);
     try {
       const ids = other.id === undefined ? await tokenise(other.name, false) : [other.id];
-      if (ids.length !== 1) throw new ApiError(`“${other.name}” is not a single token, so it cannot be put here.`);
+      if (ids.length !== 1)
+        throw new ApiError(`“${other.name}” is not a single token, so it cannot be put here.`);
       const kept = pieces.slice(0, index);
       const run = newRun();
-      const token = { ...other, id: ids[0], text: textAfter(kept, other.name), top: pieces[index].top, run, at: 0, picked: true };
+      const token = {
+        ...other,
+        id: ids[0],
+        text: textAfter(kept, other.name),
+        top: pieces[index].top,
+        run,
+        at: 0,
+        picked: true,
+      };
       const base = [...kept, token];
       await this.#answer(parent, this.#seed(), { base, run, promptIds });
     } catch (error) {
@@ -143,9 +162,12 @@ export class Chat {
     if (!settings) return;
     const { run, parent } = id ? this.conversation.get(id) : {};
     const shown = this.conversation.shown;
-    const messages = this.conversation.messagesTo(id ? parent : shown[shown.length - 1]?.id ?? 0);
+    const messages = this.conversation.messagesTo(id ? parent : (shown[shown.length - 1]?.id ?? 0));
     if (!messages.length) messages.push({ role: "user", content: $("say").value });
-    openShare({ path: "/v1/chat/completions", body: this.#body(messages, run?.settings ?? settings, run?.seed ?? this.#seed()) });
+    openShare({
+      path: "/v1/chat/completions",
+      body: this.#body(messages, run?.settings ?? settings, run?.seed ?? this.#seed()),
+    });
   }
 
   #lastAnswer() {
@@ -165,10 +187,17 @@ export class Chat {
   // Drawing
 
   #request(parent, settings, seed, going) {
-    const common = { return_token_ids: true, stream: true, stream_options: { include_usage: true } };
+    const common = {
+      return_token_ids: true,
+      stream: true,
+      stream_options: { include_usage: true },
+    };
     if (!going) {
       const body = this.#body(this.conversation.messagesTo(parent), settings, seed);
-      return { path: "/v1/chat/completions", body: { ...body, ...common, logprobs: true, top_logprobs: TOP_LOGPROBS } };
+      return {
+        path: "/v1/chat/completions",
+        body: { ...body, ...common, logprobs: true, top_logprobs: TOP_LOGPROBS },
+      };
     }
     const stop = this.facts.hasTemplate ? settings.stop : [...settings.stop, PLAIN_STOP];
     const ids = [...going.promptIds, ...going.base.map((piece) => piece.id)];
@@ -185,7 +214,11 @@ export class Chat {
     const controller = new AbortController();
     const answer = new Answer(going?.run ?? newRun(), going ? 1 : 0);
     const base = going?.base ?? [];
-    const node = this.conversation.add(parent, { role: "assistant", content: textOf(base), pieces: base });
+    const node = this.conversation.add(parent, {
+      role: "assistant",
+      content: textOf(base),
+      pieces: base,
+    });
     this.job = { controller, node };
     this.figures = {};
     this.view.draw();
@@ -254,7 +287,12 @@ export class Chat {
     const figures = { ...this.figures };
     if (!this.job && run) Object.assign(figures, { seed: run.seed, finish: finishWords(run) });
     const used = figures.promptTokens ? figures.promptTokens + (figures.numTokens ?? 0) : undefined;
-    $("chat-status").textContent = statusWords(figures, Boolean(this.job), used, this.facts.maxContext);
+    $("chat-status").textContent = statusWords(
+      figures,
+      Boolean(this.job),
+      used,
+      this.facts.maxContext,
+    );
   }
 
   #restore() {
@@ -271,9 +309,15 @@ export class Chat {
     try {
       const all = JSON.stringify(this.conversation);
       const withoutTop = (key, value) => (key === "top" || key === "promptIds" ? undefined : value);
-      localStorage.setItem(STORED, all.length < MOST_CHARS ? all : JSON.stringify(this.conversation, withoutTop));
+      localStorage.setItem(
+        STORED,
+        all.length < MOST_CHARS ? all : JSON.stringify(this.conversation, withoutTop),
+      );
     } catch (error) {
-      say($("chat-message"), `The browser cannot keep this chat (${error.name}); it lasts until the page is closed.`);
+      say(
+        $("chat-message"),
+        `The browser cannot keep this chat (${error.name}); it lasts until the page is closed.`,
+      );
     }
   }
 }

@@ -5,7 +5,8 @@ import { BranchView } from "./branches.js";
 import { Editor } from "./editor.js";
 import { paintText, placeMarks } from "./marks.js";
 import { promptOf } from "./prompt.js";
-import { $, announce, isMac, keyNames, openShare, pressed, say } from "./shell.js";
+import { keyNames, pressed, shortcuts } from "./keys.js";
+import { $, announce, openShare, say } from "./shell.js";
 import { finishWords, meanWords, statusWords } from "./status.js";
 import { TokenView } from "./tokenview.js";
 import { Writer, alternativeAt, completionBody, newRun, newSeed } from "./writer.js";
@@ -82,7 +83,9 @@ export class Complete {
   #key(event) {
     if (!this.isShown || document.querySelector("dialog[open]")) return;
     const inField = event.target.closest("input, textarea");
-    const found = this.keys.find(([keys]) => pressed(event, keys) && !(inField && /Mod.*Key/.test(keys)));
+    const found = this.keys.find(
+      ([keys]) => pressed(event, keys) && !(inField && /Mod.*Key/.test(keys)),
+    );
     if (found) found[1]();
     else if (event.key === "Escape" && this.writer.running) this.writer.stop();
     else if (event.key === "Escape" && this.scoring) this.scoring.abort();
@@ -135,7 +138,10 @@ export class Complete {
     if (this.writer.running) return;
     const base = this.doc.beforeLastRun();
     this.doc.settle();
-    return this.#draw(base, this.panel.seed === null ? newSeed() : this.panel.seed + this.doc.numAfter(base));
+    return this.#draw(
+      base,
+      this.panel.seed === null ? newSeed() : this.panel.seed + this.doc.numAfter(base),
+    );
   }
 
   branchHere() {
@@ -172,8 +178,12 @@ export class Complete {
     this.popover.hide();
     this.scoring?.abort();
     clearTimeout(this.settling);
-    this.follow = this.#nearEnd();
-    this.drawing = this.writer.draw(this.doc, base, settings, { seed, run, selection: this.editor.selection });
+    this.follow = this.editor.endIsVisible();
+    this.drawing = this.writer.draw(this.doc, base, settings, {
+      seed,
+      run,
+      selection: this.editor.selection,
+    });
     try {
       await this.drawing;
       announce("Done");
@@ -181,7 +191,8 @@ export class Complete {
       this.#failed(error);
     }
     const { figures } = this.doc.lastRun() ?? {};
-    if (settings.n === 1 && figures?.promptTokens) this.numTokens = figures.promptTokens + figures.numTokens;
+    if (settings.n === 1 && figures?.promptTokens)
+      this.numTokens = figures.promptTokens + figures.numTokens;
     const end = this.doc.length;
     this.editor.show(this.doc.text, { start: end, end });
     this.#rest();
@@ -190,8 +201,11 @@ export class Complete {
   #failed(error, again = () => this.continue()) {
     if (!(error instanceof ApiError)) console.error(error);
     const full = error.code === "context_length_exceeded";
-    say($("message"), full ? `The text is too long for the model. ${error.message}` : error.message,
-      { label: "Try again", run: again });
+    say(
+      $("message"),
+      full ? `The text is too long for the model. ${error.message}` : error.message,
+      { label: "Try again", run: again },
+    );
   }
 
   /* While tokens come: at most once a frame. */
@@ -203,29 +217,12 @@ export class Complete {
       this.editor.lock(this.writer.running);
       const { length } = this.editor.text;
       this.editor.show(this.doc.text);
-      if (this.doc.length > length && this.follow) this.#scrollToEnd();
+      if (this.doc.length > length && this.follow) this.editor.scrollToEnd();
       this.#paint();
       this.#buttons();
       this.#status();
       if (this.writer.running) this.branches.showAnswers(this.writer.job);
     });
-  }
-
-  #nearEnd() {
-    const frame = $("scroller").getBoundingClientRect();
-    return this.#endBox().top < frame.bottom;
-  }
-
-  #endBox() {
-    const { length } = this.editor.text;
-    const boxes = this.editor.rangeOf(Math.max(0, length - 1), length).getClientRects();
-    return boxes[boxes.length - 1] ?? $("editor").getBoundingClientRect();
-  }
-
-  #scrollToEnd() {
-    const frame = $("scroller").getBoundingClientRect();
-    const below = this.#endBox().bottom + 60 - frame.bottom;
-    if (below > 0) $("scroller").scrollTop += below;
   }
 
   turn(step) {
@@ -280,10 +277,17 @@ export class Complete {
       const text = base.map((piece) => piece.text).join("");
       // Read as text, the names of special tokens would be ordinary text.
       const asText = typed && !/<[^<>]*>/.test(text);
-      const body = completionBody(this.facts, last?.settings ?? settings, asText ? text : ids, last?.seed ?? this.#seed());
+      const body = completionBody(
+        this.facts,
+        last?.settings ?? settings,
+        asText ? text : ids,
+        last?.seed ?? this.#seed(),
+      );
       const notes = [];
-      if (!asText) notes.push("The prompt is token ids, so that drawn text is read exactly as it was drawn.");
-      if (last?.settings.n > 1) notes.push(`The text shown is number ${last.choice + 1} of ${last.settings.n}.`);
+      if (!asText)
+        notes.push("The prompt is token ids, so that drawn text is read exactly as it was drawn.");
+      if (last?.settings.n > 1)
+        notes.push(`The text shown is number ${last.choice + 1} of ${last.settings.n}.`);
       const note = notes.join(" ");
       openShare({ path: "/v1/completions", body, note });
     } catch (error) {
@@ -309,7 +313,11 @@ export class Complete {
   }
 
   #paint() {
-    paintText(this.editor, this.doc.pieces, this.surprise ? "surprise" : this.view.on ? "tokens" : "origin");
+    paintText(
+      this.editor,
+      this.doc.pieces,
+      this.surprise ? "surprise" : this.view.on ? "tokens" : "origin",
+    );
   }
 
   #decorate() {
@@ -350,9 +358,17 @@ export class Complete {
     }
     const { job } = this.writer;
     const last = this.doc.lastRun();
-    const figures = job ? job.figures : { ...last?.figures, seed: last?.seed, finish: last && finishWords(last) };
-    if (job?.answers.length === 1 && figures.promptTokens) this.numTokens = figures.promptTokens + figures.numTokens;
-    $("status").textContent = statusWords(figures, Boolean(job), this.numTokens, this.facts.maxContext);
+    const figures = job
+      ? job.figures
+      : { ...last?.figures, seed: last?.seed, finish: last && finishWords(last) };
+    if (job?.answers.length === 1 && figures.promptTokens)
+      this.numTokens = figures.promptTokens + figures.numTokens;
+    $("status").textContent = statusWords(
+      figures,
+      Boolean(job),
+      this.numTokens,
+      this.facts.maxContext,
+    );
   }
 
   /* How much of the context the text takes. */
@@ -370,27 +386,4 @@ export class Complete {
       }
     }, COUNT_MS);
   }
-}
-
-/* Keys by their place on the keyboard, and what they do. */
-function shortcuts(page) {
-  const turns = isMac
-    ? ["Alt+BracketLeft", "Alt+BracketRight", "Alt+Shift+BracketLeft", "Alt+Shift+BracketRight"]
-    : ["Alt+ArrowLeft", "Alt+ArrowRight", "Alt+ArrowUp", "Alt+ArrowDown"];
-  return [
-    ["Mod+Enter", () => page.continue()],
-    ["Mod+Shift+Enter", () => page.retry()],
-    ["Alt+Enter", () => page.branchHere()],
-    ["Mod+KeyZ", () => page.undo()],
-    ["Mod+Shift+KeyZ", () => page.redo()],
-    ["Mod+KeyY", () => page.redo()],
-    ["Alt+KeyT", () => page.view.toggle()],
-    ["Alt+KeyH", () => page.toggleSurprise()],
-    ["Alt+KeyP", () => page.score()],
-    ["Alt+KeyC", () => page.share()],
-    [turns[0], () => page.turn(-1)],
-    [turns[1], () => page.turn(1)],
-    [turns[2], () => page.branches.walk(-1)],
-    [turns[3], () => page.branches.walk(1)],
-  ];
 }

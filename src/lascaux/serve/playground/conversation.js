@@ -61,7 +61,9 @@ export class Conversation {
   }
 
   get earlier() {
-    return this.get(0).children.map((id) => this.get(id)).reverse();
+    return this.get(0)
+      .children.map((id) => this.get(id))
+      .reverse();
   }
 
   toJSON() {
@@ -69,7 +71,8 @@ export class Conversation {
   }
 
   static from(saved) {
-    if (saved.version !== VERSION) throw new Error(`version ${saved.version} of chats cannot be read`);
+    if (saved.version !== VERSION)
+      throw new Error(`version ${saved.version} of chats cannot be read`);
     const conversation = new Conversation();
     conversation.system = saved.system;
     conversation.nodes = new Map(saved.nodes.map((node) => [node.id, node]));

@@ -28,7 +28,13 @@ export class TextDocument {
 
   /* Typed change of characters start…end. `selection` is what was selected before it. */
   edit(start, end, inserted, { selection = { start, end }, now = 0 } = {}) {
-    const edit = { kind: kindOf(start, end, inserted), start, stop: start + inserted.length, end, now };
+    const edit = {
+      kind: kindOf(start, end, inserted),
+      start,
+      stop: start + inserted.length,
+      end,
+      now,
+    };
     if (!continues(this.lastEdit, edit)) this.#remember(selection);
     this.lastEdit = edit;
     this.future = [];
@@ -109,7 +115,13 @@ export class TextDocument {
       offset += lengthOf(node.pieces);
       const index = node.children.indexOf(path[position + 1]);
       if (node.children.length > 1 || (node.children.length && index < 0)) {
-        forks.push({ node: id, offset, children: node.children, index, count: node.children.length });
+        forks.push({
+          node: id,
+          offset,
+          children: node.children,
+          index,
+          count: node.children.length,
+        });
       }
     });
     return forks;

@@ -5,6 +5,8 @@
 
 import { changeBetween } from "./pieces.js";
 
+const ROOM_PX = 60; // below the line that is written
+
 export function rangeIn(node, start, end) {
   const range = new Range();
   range.setStart(node, Math.min(start, node.data.length));
@@ -37,6 +39,7 @@ export class Editor {
      the text was before the browser changed it. */
   constructor(element, on) {
     this.element = element;
+    this.frame = element.closest(".scroller");
     this.on = on;
     this.node = document.createTextNode("");
     this.locked = false;
@@ -49,6 +52,10 @@ export class Editor {
     element.addEventListener("compositionend", () => this.#read());
     element.addEventListener("paste", (event) => this.#paste(event));
     element.addEventListener("copy", (event) => this.#copy(event));
+    element.addEventListener("pointerdown", () => {
+      this.pointed = true;
+    });
+    element.addEventListener("focus", () => this.#focused());
     document.addEventListener("selectionchange", () => this.#noteSelection());
   }
 
@@ -96,7 +103,8 @@ export class Editor {
     this.editable = editable;
     this.element.setAttribute("contenteditable", editable ? "plaintext-only" : "false");
     // Browsers that do not know the value edit rich text; formatting is refused anyway.
-    if (editable && !this.element.isContentEditable) this.element.setAttribute("contenteditable", "true");
+    if (editable && !this.element.isContentEditable)
+      this.element.setAttribute("contenteditable", "true");
     this.element.tabIndex = 0;
   }
 
@@ -108,9 +116,17 @@ export class Editor {
     return offsetIn(this.node, x, y);
   }
 
+  /* Back by keyboard the caret is where it was; a pointer says itself where. */
+  #focused() {
+    if (!this.pointed) this.select(this.known);
+    this.pointed = false;
+  }
+
   #isNormal() {
     const { childNodes } = this.element;
-    return childNodes.length === 2 && childNodes[0] === this.node && childNodes[1].nodeName === "BR";
+    return (
+      childNodes.length === 2 && childNodes[0] === this.node && childNodes[1].nodeName === "BR"
+    );
   }
 
   /* The line break at the end makes a last empty line visible. */
@@ -127,12 +143,13 @@ export class Editor {
       event.preventDefault();
       this.#replaceSelection("\n");
     } else if (event.inputType === "insertText" && /[\r\n]/.test(event.data ?? "")) {
-      event.preventDefault(); // keyboards of phones paste like this, and browsers drop the new lines
+      event.preventDefault(); // phones paste like this, and browsers drop the new lines
       this.#replaceSelection(plain(event.data));
     } else if (event.inputType === "insertFromDrop") {
       event.preventDefault();
       const [range] = event.getTargetRanges();
-      if (range?.startContainer === this.node) this.select({ start: range.startOffset, end: range.endOffset });
+      if (range?.startContainer === this.node)
+        this.select({ start: range.startOffset, end: range.endOffset });
       this.#replaceSelection(plain(event.dataTransfer?.getData("text/plain") ?? ""));
     } else if (event.inputType === "historyUndo" || event.inputType === "historyRedo") {
       event.preventDefault();
@@ -145,16 +162,30 @@ export class Editor {
     const after = before.start + inserted.length;
     this.on.edit(before.start, before.end, inserted, before);
     this.select({ start: after, end: after });
-    this.#scrollToCaret();
+    this.#bringIn(this.#boxAt(after, after));
   }
 
-  #scrollToCaret() {
-    const range = this.rangeOf(this.selection.start, this.selection.start);
-    const box = range.getClientRects()[0];
-    const frame = this.element.closest(".scroller");
-    if (!box || !frame) return;
-    const below = box.bottom + 40 - frame.getBoundingClientRect().bottom;
-    if (below > 0) frame.scrollTop += below;
+  #boxAt(start, end) {
+    const boxes = this.rangeOf(start, end).getClientRects();
+    return boxes[boxes.length - 1] ?? this.element.getBoundingClientRect();
+  }
+
+  get #endBox() {
+    const { length } = this.node.data;
+    return this.#boxAt(Math.max(0, length - 1), length);
+  }
+
+  endIsVisible() {
+    return this.#endBox.top < this.frame.getBoundingClientRect().bottom;
+  }
+
+  scrollToEnd() {
+    this.#bringIn(this.#endBox);
+  }
+
+  #bringIn(box) {
+    const below = box.bottom + ROOM_PX - this.frame.getBoundingClientRect().bottom;
+    if (below > 0) this.frame.scrollTop += below;
   }
 
   #paste(event) {

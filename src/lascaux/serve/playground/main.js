@@ -5,7 +5,16 @@ import { Chat } from "./chat.js";
 import { Complete } from "./complete.js";
 import { canPaint } from "./marks.js";
 import { Panel } from "./panel.js";
-import { $, say, setUpHelp, setUpKeyDialog, setUpPanel, setUpShare, setUpTabs, setUpTheme } from "./shell.js";
+import {
+  $,
+  say,
+  setUpHelp,
+  setUpKeyDialog,
+  setUpPanel,
+  setUpShare,
+  setUpTabs,
+  setUpTheme,
+} from "./shell.js";
 import { Store } from "./store.js";
 import { setUpTexts } from "./texts.js";
 import { TokenPopover } from "./tokens.js";
@@ -14,7 +23,10 @@ const LOADING = 503;
 const ASK_AGAIN_MS = 1000;
 
 function showModel(facts) {
-  const details = [facts.precision, facts.maxContext && `${facts.maxContext.toLocaleString("en-US")} tokens`];
+  const details = [
+    facts.precision,
+    facts.maxContext && `${facts.maxContext.toLocaleString("en-US")} tokens`,
+  ];
   for (const id of ["model", "panel-model"]) {
     const name = document.createElement("b");
     name.textContent = facts.name;
@@ -41,7 +53,14 @@ async function learn(facts, ready) {
   }
 }
 
-const facts = { name: "", maxContext: null, precision: null, hasTemplate: null, endToken: null, prefixed: false };
+const facts = {
+  name: "",
+  maxContext: null,
+  precision: null,
+  hasTemplate: null,
+  endToken: null,
+  prefixed: false,
+};
 const warn = (message) => say($("message"), message);
 const panel = new Panel($("sampling"), $("presets"));
 const store = new Store(warn);

@@ -35,14 +35,20 @@ function stretchesBy(pieces, label) {
 const LABELS = {
   origin: (piece) => (piece.run === undefined ? null : "drawn"),
   tokens: (piece, index) => (piece.id === undefined ? null : index % 2 ? "drawn" : "other"),
-  surprise: (piece) => (piece.logprob === undefined || piece.stale ? null : `heat-${heatLevel(piece.logprob)}`),
+  surprise: (piece) =>
+    piece.logprob === undefined || piece.stale ? null : `heat-${heatLevel(piece.logprob)}`,
 };
-const NAMES = ["drawn", "other", ...Array.from({ length: HEAT_LEVELS }, (_, level) => `heat-${level}`)];
+const NAMES = [
+  "drawn",
+  "other",
+  ...Array.from({ length: HEAT_LEVELS }, (_, level) => `heat-${level}`),
+];
 
 /* Tints the text by "origin", "tokens" (one and the next apart) or "surprise". */
 export function paintText(editor, pieces, by) {
   const ranges = Object.fromEntries(NAMES.map((name) => [name, []]));
-  for (const [name, start, end] of stretchesBy(pieces, LABELS[by])) ranges[name].push(editor.rangeOf(start, end));
+  for (const [name, start, end] of stretchesBy(pieces, LABELS[by]))
+    ranges[name].push(editor.rangeOf(start, end));
   for (const name of NAMES) paint(name, ranges[name]);
 }
 
@@ -61,7 +67,8 @@ export function placeOf(editor, sheet, offset) {
   const newLine = editor.text[offset - 1] === "\n";
   return {
     top: box.top - frame.top + (newLine ? line : 0),
-    left: (atStart || newLine ? editor.element.getBoundingClientRect().left : box.right) - frame.left,
+    left:
+      (atStart || newLine ? editor.element.getBoundingClientRect().left : box.right) - frame.left,
     height: atStart ? line : box.height,
   };
 }

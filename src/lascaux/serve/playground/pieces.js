@@ -70,13 +70,15 @@ export function changeBetween(before, after, caret = after.length) {
   while (
     suffix < mostSuffix &&
     before[before.length - 1 - suffix] === after[after.length - 1 - suffix]
-  ) suffix++;
+  )
+    suffix++;
   let prefix = 0;
   while (prefix < longest - suffix && before[prefix] === after[prefix]) prefix++;
   while (
     suffix < longest - prefix &&
     before[before.length - 1 - suffix] === after[after.length - 1 - suffix]
-  ) suffix++;
+  )
+    suffix++;
   return {
     start: prefix,
     end: before.length - suffix,
@@ -87,9 +89,13 @@ export function changeBetween(before, after, caret = after.length) {
 /* How far two sequences are the same: whole pieces of each, and characters into the next one.
    Typed text is compared by its characters, drawn pieces by who drew them. */
 export function commonPrefix(a, b) {
-  let i = 0, j = 0, u = 0, v = 0;
+  let i = 0,
+    j = 0,
+    u = 0,
+    v = 0;
   while (i < a.length && j < b.length) {
-    const p = a[i], q = b[j];
+    const p = a[i],
+      q = b[j];
     if (!isTyped(p) || !isTyped(q)) {
       if (u || v || p.run !== q.run || p.at !== q.at) break;
       i++;
@@ -120,7 +126,7 @@ export function commonPrefix(a, b) {
   return { index: i, offset: u, otherIndex: j, otherOffset: v };
 }
 
-/* Two sequences that together are the one given, cut after `index` pieces and `offset` characters. */
+/* Two sequences that together are the one given: `index` pieces and `offset` characters, the rest. */
 export function cut(pieces, index, offset) {
   if (!offset) return [pieces.slice(0, index), pieces.slice(index)];
   const { text } = pieces[index];
@@ -138,7 +144,8 @@ export function joined(a, b) {
 
 /* Index of the piece that shows the character at `offset`; -1 beyond the end. */
 export function pieceAt(starts, pieces, offset) {
-  let low = 0, high = pieces.length - 1;
+  let low = 0,
+    high = pieces.length - 1;
   while (low <= high) {
     const middle = (low + high) >> 1;
     if (starts[middle] + pieces[middle].text.length <= offset) low = middle + 1;

@@ -36,7 +36,8 @@ export function encodeDocument(doc, { scores = true } = {}) {
 
 /* Raises an Error that says in words what is wrong with the object. */
 export function decodeDocument(saved) {
-  if (saved?.format !== FORMAT) throw new Error("this is not a document exported from the playground");
+  if (saved?.format !== FORMAT)
+    throw new Error("this is not a document exported from the playground");
   if (saved.version !== VERSION) {
     throw new Error(`the document has format version ${saved.version}; this page reads ${VERSION}`);
   }
@@ -59,7 +60,8 @@ function checkTree(nodes, end) {
   const seen = new Set();
   const visit = (id, parent) => {
     const node = nodes.get(id);
-    if (!node || node.parent !== parent || seen.has(id)) throw new Error(`node ${id} is out of place`);
+    if (!node || node.parent !== parent || seen.has(id))
+      throw new Error(`node ${id} is out of place`);
     seen.add(id);
     for (const child of node.children) visit(child, id);
     if (node.last !== null && !node.children.includes(node.last)) {

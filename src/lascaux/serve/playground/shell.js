@@ -1,45 +1,13 @@
 /* What both ways of working share: messages, dialogs, theme, keys, tabs. */
 
 import { hasKey, onMissingKey } from "./api.js";
+import { KEYS, keyNames, pressed } from "./keys.js";
 import { asCurl, asPython } from "./share.js";
 
 export const $ = (id) => document.getElementById(id);
-export const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
 
 const THEMES = ["system", "light", "dark"];
 const SIGNS = { system: "◐", light: "○", dark: "●" };
-
-/* Alt with arrows moves by words on a Mac, so brackets do there what arrows do elsewhere. */
-const KEYS = [
-  ["Mod+Enter", "Continue the text"],
-  ["Esc", "Stop"],
-  ["Mod+Shift+Enter", "Retry: draw again from the same place, as a new branch"],
-  ["Alt+Enter", "Branch here: cut after the caret and continue from there"],
-  ["Mod+Z", "Undo, drawn text as well"],
-  [isMac ? "Mod+Shift+Z" : "Mod+Y", "Redo"],
-  [isMac ? "Alt+[  Alt+]" : "Alt+←  Alt+→", "Previous and next branch"],
-  [isMac ? "Alt+Shift+[  Alt+Shift+]" : "Alt+↑  Alt+↓", "The place before or after, where branches part"],
-  ["Alt+T", "Tokens: ← → walk, ↓ chooses among alternatives, Enter takes one"],
-  ["Alt+H", "Surprise: colour tokens by their probability"],
-  ["Alt+P", "Score all text"],
-  ["Alt+C", "This request as code"],
-  ["Enter", "In a chat: send; with Shift a new line"],
-  ["Mod+/", "This help"],
-];
-
-export function keyNames(keys) {
-  const names = isMac ? { Mod: "⌘", Alt: "⌥", Shift: "⇧", Enter: "↵" } : { Mod: "Ctrl", Enter: "↵" };
-  return keys.replace(/Mod|Alt|Shift|Enter/g, (key) => names[key] ?? key).replaceAll("+", isMac ? "" : " ");
-}
-
-/* A shortcut such as "Mod+Shift+Enter"; keys by their place on the keyboard. */
-export function pressed(event, keys) {
-  const parts = keys.split("+");
-  const code = parts.pop();
-  const mod = isMac ? event.metaKey : event.ctrlKey;
-  const wants = (name) => parts.includes(name);
-  return event.code === code && mod === wants("Mod") && event.altKey === wants("Alt") && event.shiftKey === wants("Shift");
-}
 
 /* Shows a message in place, with what can be done about it; null takes it away. */
 export function say(box, message, action) {
@@ -78,10 +46,14 @@ export function setUpKeyDialog() {
       $("key").value = "";
       $("key-sheet").returnValue = "";
       $("key-sheet").showModal();
-      $("key-sheet").addEventListener("close", () => {
-        waiting = null;
-        resolve($("key-sheet").returnValue === "use" ? $("key").value.trim() : null);
-      }, { once: true });
+      $("key-sheet").addEventListener(
+        "close",
+        () => {
+          waiting = null;
+          resolve($("key-sheet").returnValue === "use" ? $("key").value.trim() : null);
+        },
+        { once: true },
+      );
     });
     return waiting;
   });
@@ -121,11 +93,13 @@ export function setUpHelp() {
     meaning.textContent = words;
     $("keys").append(term, meaning);
   }
-  for (const label of document.querySelectorAll("kbd[data-keys]")) label.textContent = keyNames(label.dataset.keys);
+  for (const label of document.querySelectorAll("kbd[data-keys]"))
+    label.textContent = keyNames(label.dataset.keys);
   const open = () => $("help-sheet").open || $("help-sheet").showModal();
   $("help").addEventListener("click", open);
   document.addEventListener("keydown", (event) => {
-    const writing = event.target.isContentEditable || /^(INPUT|TEXTAREA)$/.test(event.target.tagName);
+    const writing =
+      event.target.isContentEditable || /^(INPUT|TEXTAREA)$/.test(event.target.tagName);
     if (!pressed(event, "Mod+Slash") && (event.key !== "?" || writing)) return;
     event.preventDefault();
     open();

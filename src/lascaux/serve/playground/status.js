@@ -3,7 +3,8 @@
 const thousands = (number) => number.toLocaleString("en-US");
 
 export function finishWords({ finishReason, settings }) {
-  if (finishReason === "length") return settings.max_tokens ? "max tokens reached" : "the context is full";
+  if (finishReason === "length")
+    return settings.max_tokens ? "max tokens reached" : "the context is full";
   if (finishReason === "stop") return settings.stop.length ? "ended" : "ended by itself";
   return finishReason ? null : "stopped";
 }
@@ -12,13 +13,21 @@ export function statusWords(figures, running, numTokens, maxContext) {
   const words = [];
   const { tokensPerSecond, firstTokenSeconds, cachedTokens, seed, finish } = figures;
   if (running && !figures.numTokens) words.push("reading the text…");
-  const speed = tokensPerSecond ? ` at ${tokensPerSecond.toFixed(tokensPerSecond < 10 ? 1 : 0)} tokens/s` : "";
+  const speed = tokensPerSecond
+    ? ` at ${tokensPerSecond.toFixed(tokensPerSecond < 10 ? 1 : 0)} tokens/s`
+    : "";
   if (figures.numTokens) words.push(`drew ${thousands(figures.numTokens)}${speed}`);
-  if (firstTokenSeconds !== null && firstTokenSeconds !== undefined) words.push(`first in ${seconds(firstTokenSeconds)}`);
+  if (firstTokenSeconds !== null && firstTokenSeconds !== undefined)
+    words.push(`first in ${seconds(firstTokenSeconds)}`);
   if (cachedTokens) words.push(`${thousands(cachedTokens)} from cache`);
   if (seed !== undefined) words.push(`seed ${seed}`);
   if (finish) words.push(finish);
-  if (numTokens !== undefined) words.push(maxContext ? `${thousands(numTokens)} of ${thousands(maxContext)} tokens` : `${thousands(numTokens)} tokens`);
+  if (numTokens !== undefined)
+    words.push(
+      maxContext
+        ? `${thousands(numTokens)} of ${thousands(maxContext)} tokens`
+        : `${thousands(numTokens)} tokens`,
+    );
   return words.join("  ·  ");
 }
 

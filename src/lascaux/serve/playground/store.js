@@ -71,7 +71,9 @@ export class Store {
     } catch (error) {
       if (this.warned) return;
       this.warned = true;
-      this.warn(`The browser cannot keep this text (${error.name}): export it before you close the page.`);
+      this.warn(
+        `The browser cannot keep this text (${error.name}): export it before you close the page.`,
+      );
     }
   }
 
@@ -79,7 +81,10 @@ export class Store {
     const wrap = (saved) => JSON.stringify({ title: titleOf(doc), time: Date.now(), saved });
     let data = wrap(encodeDocument(doc));
     if (data.length > MOST_CHARS) data = wrap(encodeDocument(doc, { scores: false }));
-    for (const { id } of this.list().filter((text) => text.id !== this.id).slice(MOST_TEXTS - 1)) this.remove(id);
+    for (const { id } of this.list()
+      .filter((text) => text.id !== this.id)
+      .slice(MOST_TEXTS - 1))
+      this.remove(id);
     try {
       localStorage.setItem(PREFIX + this.id, data);
     } catch {

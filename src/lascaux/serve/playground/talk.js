@@ -48,7 +48,11 @@ export class TalkView {
   grow(node) {
     const text = this.texts.get(node.id);
     if (!text) return;
-    const near = $("chat-scroller").scrollHeight - $("chat-scroller").scrollTop - $("chat-scroller").clientHeight < 80;
+    const near =
+      $("chat-scroller").scrollHeight -
+        $("chat-scroller").scrollTop -
+        $("chat-scroller").clientHeight <
+      80;
     if (node.content.startsWith(text.data)) text.appendData(node.content.slice(text.data.length));
     else text.data = node.content;
     if (near) this.#toEnd();
@@ -104,9 +108,13 @@ export class TalkView {
     box.value = node.content;
     box.rows = Math.min(12, node.content.split("\n").length + 1);
     box.setAttribute("aria-label", "The message in other words");
-    const use = () => (box.value === node.content ? this.draw() : this.chat.edit(node.id, box.value));
+    const use = () =>
+      box.value === node.content ? this.draw() : this.chat.edit(node.id, box.value);
     const row = make("div", "actions");
-    row.append(button(node.role === "user" ? "Send" : "Use", null, use), button("Cancel", null, () => this.draw()));
+    row.append(
+      button(node.role === "user" ? "Send" : "Use", null, use),
+      button("Cancel", null, () => this.draw()),
+    );
     box.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.draw();
       else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) use();
@@ -138,14 +146,18 @@ export class TalkView {
 
   #tap(event) {
     const found = this.#under(event);
-    if (found && getSelection().isCollapsed) this.popover.show(`${found.node.id}/${found.index}`, this.#what(found), { pinned: true });
+    if (found && getSelection().isCollapsed)
+      this.popover.show(`${found.node.id}/${found.index}`, this.#what(found), { pinned: true });
   }
 
   #what({ node, index }) {
     const token = node.pieces[index];
     const from = starts(node.pieces)[index];
     const range = rangeIn(this.texts.get(node.id), from, from + token.text.length);
-    const canPick = token.top && node.promptIds && node.pieces.slice(0, index).every((piece) => piece.id !== undefined);
+    const canPick =
+      token.top &&
+      node.promptIds &&
+      node.pieces.slice(0, index).every((piece) => piece.id !== undefined);
     return {
       token,
       note: token.picked ? "picked" : "",

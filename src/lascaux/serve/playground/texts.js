@@ -62,7 +62,11 @@ function save(doc) {
   const data = new Blob([JSON.stringify(encodeDocument(doc))], { type: "application/json" });
   const link = document.createElement("a");
   link.href = URL.createObjectURL(data);
-  link.download = `${titleOf(doc).replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "text"}.json`;
+  link.download = `${
+    titleOf(doc)
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .slice(0, 40) || "text"
+  }.json`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
@@ -90,7 +94,10 @@ export function setUpTexts(page, store) {
 
   function entries() {
     const rule = () => document.createElement("hr");
-    const others = store.list().filter(({ id }) => id !== store.id).slice(0, MOST_LISTED);
+    const others = store
+      .list()
+      .filter(({ id }) => id !== store.id)
+      .slice(0, MOST_LISTED);
     const face = document.documentElement.dataset.face === "code" ? "prose" : "code";
     const list = [
       item("New text", () => change(() => store.create())),
@@ -126,7 +133,10 @@ export function setUpTexts(page, store) {
   $("documents-menu").addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     const buttons = [...$("documents-menu").querySelectorAll("button")];
-    if (step) buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length].focus();
+    if (step)
+      buttons[
+        (buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length
+      ].focus();
     else if (event.key === "Escape") {
       close();
       $("documents").focus();

@@ -4,9 +4,14 @@ const MOST_SHOWN = 8;
 const SHOW_DELAY_MS = 280;
 const HIDE_DELAY_MS = 260;
 
-/* A token's text with its white space made visible. */
+const UNSEEN = /[\p{Cc}\p{Cf}\p{Co}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu;
+const codePoint = (letter) =>
+  `⟨${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
+
+/* A token's text with its white space, and what else has no shape, made visible. */
 export function visible(name) {
-  const shown = name.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
+  const lines = name.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
+  const shown = lines.replace(UNSEEN, codePoint);
   return shown.replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)) || "∅";
 }
 
@@ -27,7 +32,8 @@ function make(tag, className, text) {
 /* The likeliest alternatives, and the token itself when it is not among them. */
 function rows(token) {
   const list = (token.top ?? []).slice(0, MOST_SHOWN);
-  const own = (other) => (token.id === undefined ? other.name === token.name : other.id === token.id);
+  const own = (other) =>
+    token.id === undefined ? other.name === token.name : other.id === token.id;
   if (!list.some(own) && token.logprob !== undefined) {
     list.push({ id: token.id, name: token.name, logprob: token.logprob });
   }
@@ -65,7 +71,7 @@ export class TokenPopover {
     this.timer = setTimeout(() => this.hide(), HIDE_DELAY_MS);
   }
 
-  /* `what`: {token, note, box, pick, onHide, back}. `box` is where the token stands on the screen. */
+  /* `what`: {token, note, box, pick, onHide, back}. `box`: where the token stands on screen. */
   show(key, what, { pinned = false } = {}) {
     clearTimeout(this.timer);
     this.shown?.what.onHide?.();
@@ -98,9 +104,11 @@ export class TokenPopover {
     if (this.pinned) header.append(this.#closeButton());
     const facts = [];
     if (token.id !== undefined) facts.push(`id ${token.id}`);
-    if (token.logprob !== undefined) facts.push(`${token.logprob.toFixed(3).replace("-", "−")} nats`);
+    if (token.logprob !== undefined)
+      facts.push(`${token.logprob.toFixed(3).replace("-", "−")} nats`);
     const place = list.findIndex((row) => row.own);
-    if (place >= 0 && token.top) facts.push(place < MOST_SHOWN ? `rank ${place + 1}` : `beyond rank ${MOST_SHOWN}`);
+    if (place >= 0 && token.top)
+      facts.push(place < MOST_SHOWN ? `rank ${place + 1}` : `beyond rank ${MOST_SHOWN}`);
     if (note) facts.push(note);
     const ordered = make("ol");
     list.forEach((row, index) => ordered.append(this.#row(row, index, Boolean(pick))));
@@ -122,7 +130,10 @@ export class TokenPopover {
     button.dataset.row = String(index);
     button.disabled = !canPick;
     const chance = percent(row.logprob);
-    button.setAttribute("aria-label", `${visible(row.name)}, ${chance}${row.own ? ", the token drawn" : ""}`);
+    button.setAttribute(
+      "aria-label",
+      `${visible(row.name)}, ${chance}${row.own ? ", the token drawn" : ""}`,
+    );
     const fill = make("span", "fill");
     fill.style.width = `${Math.min(100, 100 * Math.exp(row.logprob)).toFixed(2)}%`;
     button.append(fill, make("code", "", visible(row.name)), make("span", "", chance));
@@ -135,8 +146,9 @@ export class TokenPopover {
     const { width, height } = this.element.getBoundingClientRect();
     const left = Math.max(8, Math.min(box.left - 12, innerWidth - width - 8));
     const below = box.bottom + 6;
+    const fits = below + height <= innerHeight - 8 || box.top <= height + 14;
     style.left = `${left}px`;
-    style.top = `${below + height > innerHeight - 8 && box.top > height + 14 ? box.top - height - 6 : below}px`;
+    style.top = `${fits ? below : box.top - height - 6}px`;
   }
 
   #click(event) {

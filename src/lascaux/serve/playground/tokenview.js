@@ -36,7 +36,13 @@ export class TokenView {
   }
 
   #hover(event) {
-    if (event.pointerType === "touch" || event.buttons || this.popover.pinned || this.page.writer.running) return;
+    if (
+      event.pointerType === "touch" ||
+      event.buttons ||
+      this.popover.pinned ||
+      this.page.writer.running
+    )
+      return;
     const index = this.#indexUnder(event);
     if (index < 0) this.popover.hideSoon();
     else this.popover.showSoon(this.#keyOf(index), () => this.#what(index));
@@ -59,10 +65,19 @@ export class TokenView {
     const from = starts(doc.pieces)[index];
     const range = editor.rangeOf(from, from + token.text.length);
     const mark = $("marks").querySelector(`[data-index="${index}"]`);
-    const box = mark?.getBoundingClientRect() ?? range.getClientRects()[0] ?? range.getBoundingClientRect();
-    const note = token.stale ? "from before the text was edited" : token.picked ? "picked" : token.run === undefined ? "typed" : "";
+    const box =
+      mark?.getBoundingClientRect() ?? range.getClientRects()[0] ?? range.getBoundingClientRect();
+    const note = token.stale
+      ? "from before the text was edited"
+      : token.picked
+        ? "picked"
+        : token.run === undefined
+          ? "typed"
+          : "";
     return {
-      token, note, box,
+      token,
+      note,
+      box,
       pick: token.top ? (other) => this.page.pick(index, other) : null,
       onShow: () => paintToken(editor, from, from + token.text.length),
       onHide: () => paintToken(editor, 0, 0),
@@ -113,20 +128,31 @@ export class TokenView {
     this.#open(next, true);
     const box = this.#what(next).box;
     const frame = $("scroller").getBoundingClientRect();
-    if (box.bottom > frame.bottom - 20 || box.top < frame.top + 20) $("scroller").scrollTop += box.top - (frame.top + frame.bottom) / 2;
+    if (box.bottom > frame.bottom - 20 || box.top < frame.top + 20)
+      $("scroller").scrollTop += box.top - (frame.top + frame.bottom) / 2;
     return true;
   }
 
   #key(event) {
     if (event.key === "Escape" && this.popover.open && !this.on) {
       this.popover.hide();
-    } else if (!this.on || event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, textarea, dialog")) {
+    } else if (
+      !this.on ||
+      event.altKey ||
+      event.ctrlKey ||
+      event.metaKey ||
+      event.target.closest("input, textarea, dialog")
+    ) {
       return;
     } else if (event.key === "Escape") {
       this.toggle(false);
     } else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
       this.#step(event.key === "ArrowRight" ? 1 : -1);
-    } else if ((event.key === "ArrowDown" || event.key === "Enter") && this.popover.open && !event.target.closest("#popover, button")) {
+    } else if (
+      (event.key === "ArrowDown" || event.key === "Enter") &&
+      this.popover.open &&
+      !event.target.closest("#popover, button")
+    ) {
       this.popover.focusRow(0);
     } else {
       return;

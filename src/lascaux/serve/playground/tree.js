@@ -9,7 +9,14 @@ import { commonPrefix, cut, joined } from "./pieces.js";
 const numScored = (pieces) =>
   pieces.reduce((sum, piece) => sum + (piece.logprob !== undefined && !piece.stale), 0);
 
-const newNode = (id, parent, pieces) => ({ id, parent, pieces, children: [], last: null, kept: false });
+const newNode = (id, parent, pieces) => ({
+  id,
+  parent,
+  pieces,
+  children: [],
+  last: null,
+  kept: false,
+});
 
 export class Tree {
   constructor() {
@@ -42,7 +49,8 @@ export class Tree {
   /* Where one ends by going the way that was gone last. */
   leafBelow(id) {
     let node = this.get(id);
-    while (node.children.length) node = this.get(node.last ?? node.children[node.children.length - 1]);
+    while (node.children.length)
+      node = this.get(node.last ?? node.children[node.children.length - 1]);
     return node.id;
   }
 

@@ -7,12 +7,19 @@ import { promptOf, withScores } from "./prompt.js";
 export const TOP_LOGPROBS = 8;
 
 export const newSeed = () => Math.floor(Math.random() * 2 ** 31);
-export const newRun = () => `${Date.now().toString(36)}${Math.floor(Math.random() * 36 ** 4).toString(36)}`;
+export const newRun = () =>
+  `${Date.now().toString(36)}${Math.floor(Math.random() * 36 ** 4).toString(36)}`;
 
 /* The request for a prompt of ids, as it is sent and as it is shown to be copied. */
 export function completionBody(facts, settings, ids, seed) {
   const { stop, ...rest } = settings;
-  return { ...(facts.name && { model: facts.name }), prompt: ids, ...rest, ...(stop.length && { stop }), seed };
+  return {
+    ...(facts.name && { model: facts.name }),
+    prompt: ids,
+    ...rest,
+    ...(stop.length && { stop }),
+    seed,
+  };
 }
 
 /* What a stream has brought so far, in numbers. */
@@ -96,12 +103,19 @@ export class Writer {
     try {
       const prompt = await promptOf(doc.pieces, this.facts, controller.signal);
       const body = completionBody(this.facts, settings, prompt.ids, seed);
-      const details = { logprobs: TOP_LOGPROBS, return_token_ids: true, stream: true, stream_options: { include_usage: true } };
+      const details = {
+        logprobs: TOP_LOGPROBS,
+        return_token_ids: true,
+        stream: true,
+        stream_options: { include_usage: true },
+      };
       const progress = (figures) => {
         this.job.figures = { ...figures, promptTokens: prompt.ids.length };
         this.#show();
       };
-      await drawAnswers("/v1/completions", { ...body, ...details }, answers, controller.signal, { progress });
+      await drawAnswers("/v1/completions", { ...body, ...details }, answers, controller.signal, {
+        progress,
+      });
     } catch (error) {
       if (!controller.signal.aborted) {
         if (!answers.some((answer) => answer.text) && !picked) this.#takeBack(doc, before);
@@ -139,7 +153,13 @@ export class Writer {
       const versions = answers.map((answer) => [...base, ...answer.pieces()]);
       doc.extend(versions[shown]);
       answers.forEach((answer, index) => {
-        doc.runs[runs[index]] = { seed, settings, figures, finishReason: answer.finishReason, choice: index };
+        doc.runs[runs[index]] = {
+          seed,
+          settings,
+          figures,
+          finishReason: answer.finishReason,
+          choice: index,
+        };
       });
       doc.keep(versions.filter((_, index) => answers[index].numTokens));
     }
@@ -150,9 +170,18 @@ export class Writer {
   async score(doc, signal) {
     const pieces = doc.pieces;
     const { ids, numBegin, parts } = await promptOf(pieces, this.facts, signal);
-    const answer = await ask("/v1/completions", {
-      model: this.facts.name, prompt: ids, max_tokens: 0, echo: true, logprobs: TOP_LOGPROBS, return_token_ids: true,
-    }, signal);
+    const answer = await ask(
+      "/v1/completions",
+      {
+        model: this.facts.name,
+        prompt: ids,
+        max_tokens: 0,
+        echo: true,
+        logprobs: TOP_LOGPROBS,
+        return_token_ids: true,
+      },
+      signal,
+    );
     const tokens = completionTokens(answer.choices[0], true).slice(numBegin);
     const last = pieces[pieces.length - 1];
     if (doc.pieces !== pieces) return false; // edited meanwhile
@@ -171,7 +200,8 @@ export async function alternativeAt(doc, index, other, tokeniseText) {
   let { id } = other;
   if (id === undefined) {
     const ids = await tokeniseText(other.name, false);
-    if (ids.length !== 1) throw new ApiError(`“${other.name}” is not a single token, so it cannot be put here.`);
+    if (ids.length !== 1)
+      throw new ApiError(`“${other.name}” is not a single token, so it cannot be put here.`);
     [id] = ids;
   }
   return { ...other, id, text: textAfter(before, other.name) };
