@@ -17,7 +17,7 @@ native.py builds the structures below field by field. */
 #include <stdlib.h>
 #include <time.h>
 
-enum { PAGE = 64, PIECE = 32, SPINS = 4000, NAP_NANOSECONDS = 20000 };
+enum { PAGE = 64, BLOCK = 32, PIECE_BYTES = 1 << 20, SPINS = 4000, NAP_NANOSECONDS = 20000 };
 enum Activation { GELU, GELU_TANH, RELU, RELU_SQUARED, SWIGLU };
 enum Arrangement { SEQUENTIAL, PARALLEL, PARALLEL_TWO_NORMS };
 
@@ -148,30 +148,52 @@ static void meet(Decoder *d) {
     if (pthread_equal(pthread_self(), d->caller)) d->lost_seconds += now() - began;
 }
 
-/* this thread's share of the products, then all meet */
-static void run_products(Decoder *d, int *division, const Product *products, int count) {
-    int64_t pieces = 0, before = 0;
-    for (int p = 0; p < count; p++) pieces += (products[p].count + PIECE - 1) / PIECE;
-    int p = 0;
-    for (int piece; (piece = atomic_fetch_add(&d->next[*division], 1)) < pieces;) {
-        while (piece - before >= (products[p].count + PIECE - 1) / PIECE)
-            before += (products[p].count + PIECE - 1) / PIECE, p++;
-        const Product *product = &products[p];
-        int64_t first = (piece - before) * PIECE;
-        int64_t last = first + PIECE < product->count ? first + PIECE : product->count;
-        multiply_all(product->matrix, product->first, first, last, product->rows, product->x,
+/* Rows of a product that a thread takes at a time: large pieces, so that little is asked for in vain
+at their ends, but some for each thread, so that one that is slower has fewer. */
+static int64_t piece_rows(const Decoder *d, const Product *product) {
+    int64_t share = product->count / (2 * d->batch.threads);
+    int64_t most = PIECE_BYTES / bytes_of(product->matrix->format, product->matrix->columns);
+    int64_t rows = share < most ? share : most;
+    return rows < BLOCK ? BLOCK : (rows + BLOCK - 1) / BLOCK * BLOCK;
+}
+
+/* rows first..last-1 of a product, a block at a time */
+static void run_piece(const Decoder *d, const Product *product, int64_t first, int64_t last) {
+    float gate[MOST_ROWS][BLOCK], *to[MOST_ROWS];
+    for (int64_t from = first; from < last; from += BLOCK) {
+        int64_t till = from + BLOCK < last ? from + BLOCK : last;
+        multiply_all(product->matrix, product->first, from, till, last, product->rows, product->x,
                      product->out);
         if (product->gate == NULL) continue;
-        float gate[MOST_ROWS][PIECE], *to[MOST_ROWS];
-        int gated = d->net.activation == SWIGLU;
         for (int r = 0; r < product->rows; r += MOST_ROWS) {
             int some = product->rows - r < MOST_ROWS ? product->rows - r : MOST_ROWS;
-            for (int j = 0; j < some; j++) to[j] = gate[j] - first;
-            if (gated)
-                multiply_all(product->gate, product->first, first, last, some, product->x + r, to);
+            for (int j = 0; j < some; j++) to[j] = gate[j] - from;
+            if (d->net.activation == SWIGLU)
+                multiply_all(product->gate, product->first, from, till, last, some, product->x + r,
+                             to);
             for (int j = 0; j < some; j++)
-                activate(d->net.activation, product->out[r + j] + first, gate[j], last - first);
+                activate(d->net.activation, product->out[r + j] + from, gate[j], till - from);
         }
+    }
+}
+
+/* this thread's share of the products, then all meet */
+static void run_products(Decoder *d, int *division, const Product *products, int count) {
+    int64_t before = 0, size = 0;
+    int p = -1;
+    for (int64_t piece;;) {
+        piece = atomic_fetch_add(&d->next[*division], 1);
+        while (p < count && piece >= before + size) { /* the product that has this piece */
+            before += size;
+            if (++p < count) {
+                int64_t rows = piece_rows(d, &products[p]);
+                size = (products[p].count + rows - 1) / rows;
+            }
+        }
+        if (p == count) break;
+        int64_t rows = piece_rows(d, &products[p]), first = (piece - before) * rows;
+        run_piece(d, &products[p], first,
+                  first + rows < products[p].count ? first + rows : products[p].count);
     }
     ++*division;
     meet(d);

@@ -15,7 +15,7 @@ with AVX-512 the instruction is named. */
 
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
-enum { LANES = 16, STEP = 32, MOST_ROWS = 8 };
+enum { LANES = 16, STEP = 32, MOST_ROWS = 8, AHEAD_BYTES = 16384 };
 enum Format { FP32, BF16, INT8, INT4 };
 
 typedef float vec __attribute__((vector_size(64)));
@@ -148,9 +148,10 @@ INLINE int64_t bytes_of(int format, int64_t columns) {
            : format == INT8 ? columns : columns / 2;
 }
 
-/* I rows of a matrix, from `first`, times R rows x; each sum in the order of the columns */
+/* I rows of a matrix, from `first`, times R rows x; each sum in the order of the columns. Memory is
+asked for ahead of its use, up to `end`: the processor itself follows one stream, not I. */
 INLINE void tile(int format, int I, int R, const Matrix *m, int64_t first, int64_t last,
-                 const float *const *x, float *const *out) {
+                 const char *end, const float *const *x, float *const *out) {
     int64_t columns = m->columns, row_bytes = bytes_of(format, columns), k = 0;
     const char *row[8];
     const uint16_t *groups[8];
@@ -161,7 +162,12 @@ INLINE void tile(int format, int I, int R, const Matrix *m, int64_t first, int64
         groups[i] = format == INT4 ? (const uint16_t *)m->scale + at * (columns / STEP) * 2 : NULL;
         UNROLL for (int r = 0; r < R; r++) sums[i * R + r] = (vec){0};
     }
+    const int64_t step_bytes = I * bytes_of(format, STEP);
+    const char *ahead = row[0] + (I * row_bytes > AHEAD_BYTES ? I * row_bytes : AHEAD_BYTES);
     for (; k + STEP <= columns; k += STEP) {
+        if (ahead < end)
+            for (int64_t p = 0; p < step_bytes; p += 64) __builtin_prefetch(ahead + p, 0, 2);
+        ahead += step_bytes;
         UNROLL for (int i = 0; i < I; i++) {
             vec a, b;
             load_weights(format, row[i], groups[i], k, &a, &b);
@@ -173,10 +179,10 @@ INLINE void tile(int format, int I, int R, const Matrix *m, int64_t first, int64
     }
     if (k < columns)
         for (int i = 0; i < I; i++) { /* the last columns, with zeros after them */
-            char end[STEP * sizeof(float)] = {0};
+            char rest[STEP * sizeof(float)] = {0};
             vec a, b;
-            memcpy(end, row[i] + bytes_of(format, k), (size_t)bytes_of(format, columns - k));
-            load_weights(format, end, groups[i], 0, &a, &b);
+            memcpy(rest, row[i] + bytes_of(format, k), (size_t)bytes_of(format, columns - k));
+            load_weights(format, rest, groups[i], 0, &a, &b);
             for (int r = 0; r < R; r++) {
                 sums[i * R + r] += a * load_vec(x[r] + k);
                 sums[i * R + r] += b * load_vec(x[r] + k + LANES);
@@ -193,7 +199,7 @@ INLINE void tile(int format, int I, int R, const Matrix *m, int64_t first, int64
 /* fewer matrix rows at a time beside more x: sums and loads stay in registers */
 #define TILES(FORMAT, R, I)                                                                       \
     case R:                                                                                       \
-        for (int64_t i = first; i < last; i += I) tile(FORMAT, I, R, m, i, last, x, out);         \
+        for (int64_t i = first; i < last; i += I) tile(FORMAT, I, R, m, i, last, end, x, out);    \
         break;
 #define TILES_OF(FORMAT)                                                                          \
     case FORMAT:                                                                                  \
@@ -203,19 +209,20 @@ INLINE void tile(int format, int I, int R, const Matrix *m, int64_t first, int64
         }                                                                                         \
         break;
 
-static void multiply(const Matrix *m, int64_t first, int64_t last, int rows,
+static void multiply(const Matrix *m, int64_t first, int64_t last, const char *end, int rows,
                      const float *const *x, float *const *out) {
     switch (m->format) { TILES_OF(FP32) TILES_OF(BF16) TILES_OF(INT8) TILES_OF(INT4) }
 }
 
 /* rows first..last-1 of a matrix times all x, bias added; outputs begin at those of `base` */
-static void multiply_all(const Matrix *m, int64_t base, int64_t first, int64_t last, int rows,
-                         const float *const *x, float *const *out) {
+static void multiply_all(const Matrix *m, int64_t base, int64_t first, int64_t last,
+                         int64_t reader_last, int rows, const float *const *x, float *const *out) {
+    const char *end = (const char *)m->data + (base + reader_last) * bytes_of(m->format, m->columns);
     float *shifted[MOST_ROWS];
     for (int r = 0; r < rows; r += MOST_ROWS) {
         int some = rows - r < MOST_ROWS ? rows - r : MOST_ROWS;
         for (int j = 0; j < some; j++) shifted[j] = out[r + j] - base;
-        multiply(m, base + first, base + last, some, x + r, shifted);
+        multiply(m, base + first, base + last, end, some, x + r, shifted);
         if (m->bias)
             for (int j = 0; j < some; j++)
                 for (int64_t i = base + first; i < base + last; i++) shifted[j][i] += m->bias[i];

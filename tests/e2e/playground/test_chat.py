@@ -66,3 +66,17 @@ def test_chat_stops_and_new_chats_leave_the_old_ones(page: Page, server: FakeSer
     assert answers(page) == []
     page.click(".beginning >> text=Tell")
     assert answers(page) == stopped
+
+
+def test_a_chat_that_fails_says_so_and_can_be_tried_again(page: Page, server: FakeServer) -> None:
+    server.fail_after = 0
+    settings(page, max_tokens=4)
+    page.click("#tab-chat")
+    say(page, "Go")
+    assert "out of memory" in page.inner_text("#chat-message")
+    assert answers(page) == []
+    server.fail_after = None
+    page.click("#chat-message >> text=Try again")
+    page.wait_for_selector(".assistant .body")
+    rest(page, "chat")
+    assert len(answers(page)[0]) > 0

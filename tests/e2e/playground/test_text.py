@@ -173,3 +173,27 @@ def test_a_long_text_is_edited_like_a_short_one(page: Page) -> None:
     assert text(page) == long + "end"
     page.keyboard.press("Control+z")
     assert text(page).startswith(long[:-1])
+
+
+def test_the_caret_is_where_it_was_when_the_focus_comes_back(page: Page) -> None:
+    write(page, START)
+    page.focus("#sampling-seed")
+    page.focus("#editor")
+    page.keyboard.type("!")
+    assert text(page) == START + "!"
+
+
+def test_dropped_text_goes_in_where_it_is_dropped(page: Page) -> None:
+    write(page, START)
+    x, y = point(page, len("Once "))
+    page.evaluate(
+        """([x, y]) => {
+          const data = new DataTransfer();
+          data.setData('text/plain', 'not ');
+          const place = { clientX: x - 4, clientY: y, dataTransfer: data };
+          const event = new DragEvent('drop', { ...place, bubbles: true, cancelable: true });
+          document.getElementById('editor').dispatchEvent(event);
+        }""",
+        [x, y],
+    )
+    assert text(page) == "Once not upon a time"

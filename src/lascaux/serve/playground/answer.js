@@ -5,7 +5,7 @@ const encoder = new TextEncoder();
 const newDecoder = () => new TextDecoder("utf-8", { ignoreBOM: true });
 
 /* The bytes a token stands for; tokens that are not whole characters are named bytes:\xNN…. */
-export function bytesOf(name) {
+function bytesOf(name) {
   const match = BYTES.exec(name);
   if (!match) return encoder.encode(name);
   return Uint8Array.from(match[1].slice(2).split("\\x"), (hex) => parseInt(hex, 16));
@@ -68,7 +68,7 @@ function nameOf(text, id, logprob, top) {
 }
 
 /* The tokens of a choice of the chat API; `decoder` has seen the bytes of the tokens before. */
-export function chatTokens({ logprobs, token_ids }, decoder) {
+function chatTokens({ logprobs, token_ids }, decoder) {
   return (logprobs?.content ?? []).map((entry, index) => ({
     text: entry.bytes ? decoder.decode(Uint8Array.from(entry.bytes), { stream: true }) : "",
     id: entry.id ?? token_ids?.[index],

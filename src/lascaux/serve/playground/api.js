@@ -25,7 +25,7 @@ function storedKey() {
   }
 }
 
-export function rememberKey(key) {
+function rememberKey(key) {
   try {
     sessionStorage.setItem(KEY, key);
   } catch {

@@ -235,11 +235,13 @@ export class Chat {
       await drawAnswers(path, body, [answer], controller.signal, { progress });
       announce("Done");
     } catch (error) {
-      if (!controller.signal.aborted) this.#failed(error, node);
+      if (!controller.signal.aborted) this.#failed(error, () => this.#answer(parent, seed, going));
     }
     this.#take(node, base, answer);
     node.promptIds = going?.promptIds ?? answer.promptIds;
     node.run = { seed, settings, finishReason: answer.finishReason };
+    // An answer that was stopped before its first word is not worth a branch.
+    if (!node.content && !answer.finishReason) this.conversation.remove(node.id);
     this.job = null;
     this.#rest();
   }
@@ -249,20 +251,9 @@ export class Chat {
     node.content = textOf(node.pieces);
   }
 
-  #failed(error, node) {
+  #failed(error, again) {
     if (!(error instanceof ApiError)) console.error(error);
-    const again = node && { label: "Try again", run: () => this.#again(node) };
-    say($("chat-message"), error.message, again);
-  }
-
-  /* An answer that failed before its first word is not worth a branch. */
-  #again(node) {
-    if (node.content) return this.retry(node.id);
-    const parent = this.conversation.get(node.parent);
-    parent.children = parent.children.filter((id) => id !== node.id);
-    this.conversation.nodes.delete(node.id);
-    parent.last = parent.children[parent.children.length - 1] ?? null;
-    return this.#answer(parent.id, this.#seed());
+    say($("chat-message"), error.message, again && { label: "Try again", run: again });
   }
 
   // Showing

@@ -13,6 +13,7 @@ import { Writer, alternativeAt, completionBody, newRun, newSeed } from "./writer
 
 const SETTLE_MS = 350;
 const COUNT_MS = 600;
+const TRAILING_SPACE = "ends with a space, from which most models go on badly";
 
 export class Complete {
   constructor({ facts, panel, store, doc, popover }) {
@@ -358,9 +359,9 @@ export class Complete {
     }
     const { job } = this.writer;
     const last = this.doc.lastRun();
-    const figures = job
-      ? job.figures
-      : { ...last?.figures, seed: last?.seed, finish: last && finishWords(last) };
+    const figures = job ? job.figures : { ...last?.figures, seed: last?.seed };
+    if (!job && last) figures.finish = finishWords(last);
+    if (!job && !last && this.doc.text.endsWith(" ")) figures.hint = TRAILING_SPACE;
     if (job?.answers.length === 1 && figures.promptTokens)
       this.numTokens = figures.promptTokens + figures.numTokens;
     $("status").textContent = statusWords(

@@ -24,6 +24,14 @@ export class Conversation {
     return node;
   }
 
+  /* Takes away a message that nothing follows. */
+  remove(id) {
+    const parent = this.get(this.get(id).parent);
+    parent.children = parent.children.filter((child) => child !== id);
+    parent.last = parent.children[parent.children.length - 1] ?? null;
+    this.nodes.delete(id);
+  }
+
   /* The messages on show, first to last. */
   get shown() {
     const path = [];

@@ -14,16 +14,19 @@ export function rangeIn(node, start, end) {
   return range;
 }
 
-/* Offset of the character of a text node under a point of the screen; −1 where there is none. */
-export function offsetIn(node, x, y) {
-  let found, offset;
+/* The place between characters that is nearest to a point of the screen, as [node, offset]. */
+function caretAt(x, y) {
   if (document.caretPositionFromPoint) {
     const position = document.caretPositionFromPoint(x, y);
-    [found, offset] = [position?.offsetNode, position?.offset];
-  } else {
-    const range = document.caretRangeFromPoint(x, y);
-    [found, offset] = [range?.startContainer, range?.startOffset];
+    return [position?.offsetNode, position?.offset];
   }
+  const range = document.caretRangeFromPoint(x, y);
+  return [range?.startContainer, range?.startOffset];
+}
+
+/* Offset of the character of a text node under a point of the screen; −1 where there is none. */
+export function offsetIn(node, x, y) {
+  const [found, offset] = caretAt(x, y);
   if (found !== node) return -1;
   for (const from of [offset - 1, offset]) {
     if (from < 0 || from >= node.data.length) continue;
@@ -51,6 +54,7 @@ export class Editor {
     element.addEventListener("input", () => this.#read());
     element.addEventListener("compositionend", () => this.#read());
     element.addEventListener("paste", (event) => this.#paste(event));
+    element.addEventListener("drop", (event) => this.#drop(event));
     element.addEventListener("copy", (event) => this.#copy(event));
     element.addEventListener("pointerdown", () => {
       this.pointed = true;
@@ -145,12 +149,6 @@ export class Editor {
     } else if (event.inputType === "insertText" && /[\r\n]/.test(event.data ?? "")) {
       event.preventDefault(); // phones paste like this, and browsers drop the new lines
       this.#replaceSelection(plain(event.data));
-    } else if (event.inputType === "insertFromDrop") {
-      event.preventDefault();
-      const [range] = event.getTargetRanges();
-      if (range?.startContainer === this.node)
-        this.select({ start: range.startOffset, end: range.endOffset });
-      this.#replaceSelection(plain(event.dataTransfer?.getData("text/plain") ?? ""));
     } else if (event.inputType === "historyUndo" || event.inputType === "historyRedo") {
       event.preventDefault();
       this.on[event.inputType === "historyUndo" ? "undo" : "redo"]();
@@ -192,6 +190,24 @@ export class Editor {
     event.preventDefault();
     if (this.locked || !this.editable) return;
     this.#replaceSelection(plain(event.clipboardData.getData("text/plain")));
+  }
+
+  /* Text from elsewhere goes in where it is dropped; text from here moves there. */
+  #drop(event) {
+    const dropped = plain(event.dataTransfer.getData("text/plain"));
+    const [node, offset] = caretAt(event.clientX, event.clientY);
+    if (!dropped) return;
+    event.preventDefault();
+    if (this.locked || !this.editable || node !== this.node) return;
+    const { start, end } = this.selection;
+    const own = start < end && this.node.data.slice(start, end) === dropped;
+    if (own && offset >= start && offset <= end) return;
+    if (own) {
+      this.on.edit(start, end, "", { start, end });
+    }
+    const at = own && offset > end ? offset - (end - start) : offset;
+    this.select({ start: at, end: at });
+    this.#replaceSelection(dropped);
   }
 
   #copy(event) {

@@ -6,7 +6,7 @@ const HEAT_LEVELS = 8;
 export const canPaint = Boolean(globalThis.CSS?.highlights && globalThis.Highlight);
 
 /* Surprise in whole nats, 7 for all beyond. */
-export function heatLevel(logprob) {
+function heatLevel(logprob) {
   return Math.max(0, Math.min(HEAT_LEVELS - 1, Math.floor(-logprob)));
 }
 

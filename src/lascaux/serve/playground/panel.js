@@ -122,7 +122,7 @@ function stored() {
 }
 
 /* Stop strings are written one a line, with \n, \t and \\ for what a line cannot hold. */
-export function parseStops(text) {
+function parseStops(text) {
   const unescaped = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
   return text
     .split("\n")

@@ -6,7 +6,7 @@ import { tokenise } from "./api.js";
 const isDrawnToken = (piece) => piece.run !== undefined && piece.id !== undefined;
 
 /* Neighbouring pieces of one kind: drawn tokens, or text that is tokenised as a whole. */
-export function stretches(pieces) {
+function stretches(pieces) {
   const result = [];
   for (const piece of pieces) {
     if (piece.end) continue;

@@ -2,7 +2,7 @@
 
 import { TextDocument } from "./document.js";
 
-export const FORMAT = "lascaux-document";
+const FORMAT = "lascaux-document";
 const VERSION = 1;
 const DECIMALS = 4;
 
@@ -44,6 +44,8 @@ export function decodeDocument(saved) {
   const doc = new TextDocument();
   const nodes = new Map();
   for (const node of saved.nodes ?? []) {
+    const whole = Array.isArray(node?.pieces) && Array.isArray(node.children);
+    if (!whole) throw new Error(`node ${node?.id} has no pieces or no children`);
     nodes.set(node.id, { ...node, pieces: node.pieces.map(decodePiece) });
   }
   checkTree(nodes, saved.end);

@@ -25,7 +25,7 @@ const NEUTRAL = {
 };
 
 /* Without fields that say what the server takes for granted. */
-export function brief(body) {
+function brief(body) {
   return Object.fromEntries(Object.entries(body).filter(([key, value]) => NEUTRAL[key] !== value));
 }
 

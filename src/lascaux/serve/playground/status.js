@@ -22,6 +22,7 @@ export function statusWords(figures, running, numTokens, maxContext) {
   if (cachedTokens) words.push(`${thousands(cachedTokens)} from cache`);
   if (seed !== undefined) words.push(`seed ${seed}`);
   if (finish) words.push(finish);
+  if (figures.hint) words.push(figures.hint);
   if (numTokens !== undefined)
     words.push(
       maxContext
@@ -40,5 +41,5 @@ export function meanWords(pieces) {
   const scored = pieces.filter((piece) => piece.logprob !== undefined && !piece.stale);
   if (!scored.length) return "";
   const mean = scored.reduce((sum, piece) => sum - piece.logprob, 0) / scored.length;
-  return `· mean ${mean.toFixed(2)} nats a token over ${thousands(scored.length)}`;
+  return `mean ${mean.toFixed(2)} nats a token over ${thousands(scored.length)}`;
 }

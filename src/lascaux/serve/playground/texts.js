@@ -147,6 +147,15 @@ export function setUpTexts(page, store) {
   document.addEventListener("pointerdown", (event) => {
     if (!event.target.closest(".menu")) close();
   });
+  document.addEventListener("dragover", (event) => {
+    if (event.dataTransfer.types.includes("Files")) event.preventDefault();
+  });
+  document.addEventListener("drop", (event) => {
+    const [file] = event.dataTransfer.files;
+    if (!file) return;
+    event.preventDefault();
+    load(file);
+  });
   $("import-file").addEventListener("change", () => {
     const [file] = $("import-file").files;
     if (file) load(file);

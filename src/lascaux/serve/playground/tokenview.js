@@ -5,6 +5,7 @@ import { pieceAt, starts } from "./pieces.js";
 import { $, announce } from "./shell.js";
 import { percent, visible } from "./tokens.js";
 
+const ROOM_PX = 24; // between a token and a popover below it
 const isToken = (piece) => piece && piece.id !== undefined;
 
 export class TokenView {
@@ -90,12 +91,28 @@ export class TokenView {
     if (!isToken(doc.pieces[index])) return;
     this.at = index;
     this.popover.show(this.#keyOf(index), this.#what(index), { pinned });
+    this.#uncover();
     const token = doc.pieces[index];
     const chance = token.logprob === undefined ? "not scored" : percent(token.logprob);
     announce(`${visible(token.name ?? token.text)}, ${chance}`);
   }
 
+  /* On a phone the popover covers the lower part of the text. */
+  #uncover() {
+    const { box } = this.popover.shown.what;
+    const { top, left } = this.popover.element.getBoundingClientRect();
+    if (left === 0 && box.bottom > top - ROOM_PX) {
+      const before = $("scroller").scrollTop;
+      $("scroller").scrollTop += box.bottom - top + ROOM_PX;
+      this.moving = $("scroller").scrollTop !== before;
+    }
+  }
+
   #follow() {
+    if (this.moving) {
+      this.moving = false;
+      return;
+    }
     if (!this.popover.open) return;
     if (this.popover.pinned && this.on && this.at >= 0) this.#open(this.at, true);
     else this.popover.hide();

@@ -74,13 +74,10 @@ export class Tree {
       const found = this.#childBeginning(node, rest);
       if (!found) return this.add(node.id, rest).id;
       const { child, match } = found;
-      if (match.index === child.pieces.length) {
-        const newer = cut(rest, match.otherIndex, match.otherOffset)[0];
-        if (numScored(newer) > numScored(child.pieces)) child.pieces = newer;
-      } else {
-        this.#split(child, match.index, match.offset);
-      }
-      rest = cut(rest, match.otherIndex, match.otherOffset)[1];
+      if (match.index < child.pieces.length) this.#split(child, match.index, match.offset);
+      const [same, further] = cut(rest, match.otherIndex, match.otherOffset);
+      if (numScored(same) > numScored(child.pieces)) child.pieces = same;
+      rest = further;
       node = child;
     }
     return node.id;
