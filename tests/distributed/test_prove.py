@@ -164,7 +164,7 @@ def test_a_fault_that_breaks_the_run_is_told(
         (
             "gpt3-175b",
             1024,
-            ["--parallel.tp=8", "--parallel.pp=32", "--model.padded_vocab_size=50264"],
+            ["--parallel.tp=8", "--parallel.pp=16", "--model.padded_vocab_size=50264"],
         ),
     ],
 )
