@@ -3,7 +3,7 @@
 On a CPU torch's fused attention takes several times as long as the matrix products in it
 (docs/performance.md). `blocked_attention` is those products: blocks of queries that leave out the
 keys after them, in pieces that stay in the cache. It keeps the probabilities for the backward pass,
-half of T squared for each head, so longer sequences use torch's kernel, as do other devices.
+T S for each head, so longer sequences use torch's kernel, as do other devices.
 Shapes: B batch, T queries, S keys (T and what a cache holds), H heads, G kv heads, R = H / G,
 K head width, Q queries of a block.
 """
@@ -37,7 +37,8 @@ def attention(
     num_queries, num_keys = q.shape[2], k.shape[2]
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
-    if q.device.type == "cpu" and 1 < num_queries <= num_keys <= LONGEST_BLOCKED:
+    small = num_queries * num_keys <= LONGEST_BLOCKED**2
+    if q.device.type == "cpu" and 1 < num_queries <= num_keys and small:
         return blocked_attention(q, k, v, mask)[0]
     if mask is None and 1 < num_queries < num_keys:  # torch's is_causal aligns the first ones
         return _end_of_sequence(q, k, v)
