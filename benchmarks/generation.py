@@ -20,15 +20,16 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from lascaux.bench.generation import matrix_bytes
+from lascaux.config.schema import ModelConfig
 from lascaux.exchange.exporting import export_folder
 from lascaux.generate.engine import Engine
 from lascaux.generate.load import LoadedModel, load_for_generation
 from lascaux.generate.request import EngineOptions, Request, Sampling
-from lascaux.model.accounting import active_matmul_parameters
 from lascaux.parallel.hardware import measure_read_bandwidth
 
 PROMPT, DRAWN, STREAMS = 32, 64, 8
-BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.625}
+WEIGHTS = ("fp32", "bf16", "int8", "int4")
 Answer = Callable[[int], float]
 
 
@@ -84,10 +85,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     variants: dict[str, Answer] = {}
-    for weights in BYTES:
+    for weights in WEIGHTS:
         loaded = load_for_generation(options.run, [f"--generate.weights={weights}"])
         variants[f"lascaux {weights}"] = ours(loaded)
-    matrices = active_matmul_parameters(loaded.model.config)
+    config = loaded.model.config
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "hf"
         export_folder(options.run, folder, Console(stderr=True), "fp32")
@@ -105,14 +106,14 @@ def main() -> None:
         if number:
             bandwidth.append(reading)
         print(f"round {number} of {options.rounds}", file=sys.stderr)
-    figures = describe(seconds, max(bandwidth), matrices)
+    figures = describe(seconds, max(bandwidth), config)
     print(json.dumps(figures, indent=2))
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def describe(
-    seconds: dict[str, list[float]], bandwidth: float, matrices: int
+    seconds: dict[str, list[float]], bandwidth: float, config: ModelConfig
 ) -> dict[str, dict[str, float] | float]:
     """Tokens a second, the part of the bandwidth, and how many times transformers in bf16."""
     found: dict[str, dict[str, float] | float] = {"read_gb_per_second": bandwidth / 1e9}
@@ -131,7 +132,7 @@ def describe(
             ),
         }
         if streams == 1:
-            moved = BYTES[weights] * matrices
+            moved = matrix_bytes(config, weights)
             row["fraction_of_bandwidth"] = moved / statistics.median(took) / bandwidth
         else:
             one = seconds[f"{program} {weights} x1"]

@@ -15,7 +15,7 @@ import torch
 from lascaux.bench.peaks import Peaks
 from lascaux.config.schema import GenerateConfig, ModelConfig
 from lascaux.errors import ConfigError
-from lascaux.generate.load import choose_weights, native_decoder, place, without_capacity
+from lascaux.generate.load import choose_weights, native_weights, place, without_capacity
 from lascaux.generate.network import PagedNetwork
 from lascaux.generate.pages import PAGE_TOKENS, Row
 from lascaux.model.accounting import (
@@ -29,8 +29,8 @@ from lascaux.parallel.hardware import memory_bytes
 from lascaux.units import format_bytes
 
 MOST_PROMPT_TOKENS, MOST_DECODED_TOKENS, STREAMS = 256, 32, 8
-WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.625}
-"""of a matrix element; int4 with its factors"""
+ELEMENT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.625}
+"""of a matrix's element; int4 with its factors"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +87,7 @@ def bench_generation(
     for name, parameter in list(model.named_parameters()):
         place(model, name, parameter.data, precision)
     model.requires_grad_(False)
-    native = native_decoder(model, device)
+    native = native_weights(model, device)
     prompt_tokens = min(MOST_PROMPT_TOKENS, config.max_context // 2)
     decoded = min(MOST_DECODED_TOKENS, config.max_context // 4)
     pages = -(-(prompt_tokens + decoded) // PAGE_TOKENS)
@@ -104,7 +104,7 @@ def bench_generation(
     speeds = [decoded / seconds for seconds in one[1:]]
     median = statistics.median(speeds)
     cached = prompt_tokens * cache_bytes_per_token(config, network.pool.keys.element_size())
-    moved = int(WEIGHT_BYTES[precision] * active_matmul_parameters(config)) + cached
+    moved = matrix_bytes(config, precision) + cached
     return GenerationSpeed(
         parameters=count_parameters(config).total,
         precision=precision,
@@ -119,6 +119,14 @@ def bench_generation(
         fraction_of_bandwidth=median * moved / peaks.read_bytes_per_second,
         peaks=peaks,
     )
+
+
+def matrix_bytes(config: ModelConfig, precision: str) -> int:
+    """What a token reads of the matrices; the head has 8 bits beside int4."""
+    head = config.vocab_rows * config.d_model
+    others = active_matmul_parameters(config) - head
+    of_head = ELEMENT_BYTES["int8" if precision == "int4" else precision]
+    return int(ELEMENT_BYTES[precision] * others + of_head * head)
 
 
 def tables(streams: int, pages: int) -> list[list[int]]:

@@ -31,7 +31,7 @@ class GenerateConfig:
     weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
     """dtype the weights are held in; int8 and int4: matrices only, on a CPU; auto: bf16 where the hardware is faster at it, else fp32"""
     draft_tokens: int = 0
-    """tokens to guess from earlier text and check in one pass; the text stays the same; 0: none"""
+    """tokens to guess from earlier text and check in one pass; the text stays the same (by torch up to rounding); 0: none"""
     threads: int | None = None
     """CPU threads; unset: OMP_NUM_THREADS, else one for each core this process may use"""
 

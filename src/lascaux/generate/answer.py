@@ -1,5 +1,6 @@
 """One answer in the making: its tokens, its text, where its keys and values lie."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,14 @@ from lascaux.data.roles import TokenRoles
 from lascaux.data.tokenizer import Tokenizer
 from lascaux.generate.draft import Lookup
 from lascaux.generate.request import FinishReason, Outcome, Piece, Request, ScoredToken
-from lascaux.generate.sampling import History, Row, draw, likeliest, log_normaliser
+from lascaux.generate.sampling import (
+    History,
+    Row,
+    check_finite,
+    draw,
+    likeliest,
+    log_normaliser,
+)
 from lascaux.generate.text import TextStream
 
 Deliver = Callable[[Piece], Any]
@@ -22,7 +30,6 @@ class Answer:
 
     def __init__(
         self,
-        ticket: int,
         request: Request,
         deliver: Deliver,
         *,
@@ -31,7 +38,8 @@ class Answer:
         most_tokens: int,
         draft_tokens: int,
     ) -> None:
-        self.ticket, self.request, self.sampling = ticket, request, request.sampling
+        self.request, self.sampling = request, request.sampling
+        self.ticket = 0
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
         self.most_tokens = most_tokens
@@ -44,6 +52,7 @@ class Answer:
         self.embedding: Tensor | None = None
         """sum of the outputs so far"""
         self.finish_reason: FinishReason | None = None
+        self.undeliverable = False
         self._deliver, self._roles = deliver, roles
         self._text = TextStream(tokenizer, request.prompt, self.sampling)
         self._history = History(request.prompt)
@@ -73,6 +82,7 @@ class Answer:
 
     def score_prompt(self, logits: Row, start: int) -> None:
         """Score the prompt's tokens that the logits (T V) of positions from `start` predict."""
+        check_finite(logits)
         if start == 0:
             self._scored_prompt.append(ScoredToken(self.tokens[0]))
         for number, row in enumerate(logits, start=start + 1):
@@ -88,8 +98,9 @@ class Answer:
     def draw(self, logits: Row) -> int:
         """Draw the next token from the logits (V) after the last one; ends the answer perhaps.
 
-        Raises: LascauxError for logits that are not finite.
+        Raises: LascauxError for logits that are not finite, and where no token may be drawn.
         """
+        check_finite(logits)
         token = draw(self._allowed(logits), self.sampling, self.num_drawn)
         if self.num_drawn == 0:
             self._first_at = time.perf_counter()
@@ -122,17 +133,27 @@ class Answer:
     def hand_over(self) -> None:
         """Deliver what has become certain, if anything has."""
         if self._piece_text or self._piece_tokens or self._scored_prompt:
-            self._deliver(self._take_piece(None))
+            self._send(self._take_piece(None))
 
     def finish(self, reason: FinishReason, error: str | None = None) -> Outcome:
         """Deliver the last piece; returns its outcome."""
-        self.finish_reason = reason
         text, tokens = self._text.finish()
         self._piece_text += text
         self._piece_tokens += tokens
+        if self._text.stopped and reason in ("length", "end_of_text"):
+            reason = "stop"  # completed by the sign for an unfinished character
+        self.finish_reason = reason
         outcome = self._outcome(reason, error)
-        self._deliver(self._take_piece(outcome))
+        self._send(self._take_piece(outcome))
         return outcome
+
+    def _send(self, piece: Piece) -> None:
+        """Whoever asked may fail; nobody else shall notice."""
+        try:
+            self._deliver(piece)
+        except Exception:
+            logging.exception("a piece of an answer could not be handed over")
+            self.undeliverable = True
 
     def _allowed(self, logits: Row) -> Row:
         """The logits to draw from."""

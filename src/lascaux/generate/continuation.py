@@ -9,9 +9,10 @@ from lascaux.data.roles import TokenRoles
 from lascaux.data.tokenizer import Tokenizer
 from lascaux.errors import RequestError
 from lascaux.generate.engine import Engine
-from lascaux.generate.load import LoadedModel
+from lascaux.generate.load import LoadedModel, without_capacity
 from lascaux.generate.request import EngineOptions, Piece, Request
 from lascaux.generate.sampling import sampling_of
+from lascaux.model.moe import routers_of
 from lascaux.model.transformer import Transformer
 
 
@@ -70,9 +71,13 @@ def generate_text(
         precision="fp32",
         weight_bytes=0,
     )
-    was_training = model.training
+    was_training, routers = model.training, routers_of(model).values()
     model.eval()
+    for router in routers:
+        router.config = without_capacity(model.config)
     try:
         return "".join(piece.text for piece in generate(loaded, prompt, settings))
     finally:
         model.train(was_training)
+        for router in routers:
+            router.config = model.config

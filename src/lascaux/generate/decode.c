@@ -21,6 +21,8 @@ enum { PAGE = 64, BLOCK = 32, PIECE_BYTES = 1 << 20, SPINS = 4000, NAP_NANOSECON
 enum Activation { GELU, GELU_TANH, RELU, RELU_SQUARED, SWIGLU };
 enum Arrangement { SEQUENTIAL, PARALLEL, PARALLEL_TWO_NORMS };
 
+#define LEAST_SHARE 1e-30f
+
 typedef struct {
     const float *weight, *bias; /* no weight: no norm */
     int64_t rms;
@@ -56,6 +58,7 @@ typedef struct {
     const int64_t *tokens, *positions, *tables;
     int64_t table_width;
     const float *cos, *sin;
+    const float *outputs; /* of the final norm, rows of d_model: only the head; else NULL */
     float *logits;
     int64_t threads; /* that compute, at most those there are */
 } Batch;
@@ -80,10 +83,13 @@ typedef struct {
     int division;
 } Own;
 
-typedef struct {
+typedef struct Decoder Decoder;
+typedef struct { Decoder *decoder; int64_t number; } Worker;
+
+struct Decoder {
     Network net;
     Batch batch;
-    Own own; /* of the thread that calls */
+    Own *own; /* for each thread, that which calls first */
     pthread_t *workers;
     pthread_mutex_t lock;
     pthread_cond_t begin;
@@ -95,8 +101,9 @@ typedef struct {
     pthread_t caller;
     double lost_seconds; /* in which it waited for threads that did not run */
     float *q, *k, *v, *z, *joined, *hidden, *made; /* shared; rows of padded width */
-    int64_t q_width, kv_width, d_width, hidden_width;
-} Decoder;
+    int64_t q_width, kv_width, d_width, hidden_width, num_own;
+    Worker *worker;
+};
 
 static void activate(int64_t kind, float *up, const float *gate, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
@@ -159,14 +166,14 @@ static int64_t piece_rows(const Decoder *d, const Product *product) {
 
 /* rows first..last-1 of a product, a block at a time */
 static void run_piece(const Decoder *d, const Product *product, int64_t first, int64_t last) {
-    float gate[MOST_ROWS][BLOCK], *to[MOST_ROWS];
+    float gate[TILE_ROWS][BLOCK], *to[TILE_ROWS];
     for (int64_t from = first; from < last; from += BLOCK) {
         int64_t till = from + BLOCK < last ? from + BLOCK : last;
         multiply_all(product->matrix, product->first, from, till, last, product->rows, product->x,
                      product->out);
         if (product->gate == NULL) continue;
-        for (int r = 0; r < product->rows; r += MOST_ROWS) {
-            int some = product->rows - r < MOST_ROWS ? product->rows - r : MOST_ROWS;
+        for (int r = 0; r < product->rows; r += TILE_ROWS) {
+            int some = product->rows - r < TILE_ROWS ? product->rows - r : TILE_ROWS;
             for (int j = 0; j < some; j++) to[j] = gate[j] - from;
             if (d->net.activation == SWIGLU)
                 multiply_all(product->gate, product->first, from, till, last, some, product->x + r,
@@ -305,6 +312,7 @@ static void attend(Decoder *d, int64_t number, int row, int64_t h, float *scores
     for (int64_t j = 0; j < length; j++) {
         int64_t at = cache_place(net, number, table[j / PAGE], kv, j);
         float p = scores[j] / total;
+        if (p < LEAST_SHARE) continue; /* products of subnormal numbers are slow */
         for (int64_t i = 0; i < whole; i += LANES) {
             vec sums = load_vec(z + i) + p * load_cached(net, net->values, at + i);
             memcpy(z + i, &sums, sizeof sums);
@@ -479,8 +487,8 @@ static void compute(Decoder *d, Own *own) {
     int rows = (int)d->batch.rows;
     int64_t D = net->d_model, stride = d->d_width;
     own->division = 0;
-    embed(d, own);
-    for (int64_t l = 0; l < net->layers; l++) {
+    if (d->batch.outputs == NULL) embed(d, own);
+    for (int64_t l = 0; l < net->layers && d->batch.outputs == NULL; l++) {
         const Layer *layer = &net->layer[l];
         for (int r = 0; r < rows; r++)
             normalise(&layer->norm1, own->x + r * stride, own->h + r * stride, D);
@@ -496,17 +504,23 @@ static void compute(Decoder *d, Own *own) {
             own->x[i] += net->arrangement == SEQUENTIAL ? own->h[i] : own->attended[i] + own->h[i];
     }
     for (int r = 0; r < rows; r++)
-        normalise(&net->final_norm, own->x + r * stride, own->h + r * stride, D);
+        if (d->batch.outputs)
+            memcpy(own->h + r * stride, d->batch.outputs + r * D, sizeof(float) * (size_t)D);
+        else
+            normalise(&net->final_norm, own->x + r * stride, own->h + r * stride, D);
     Product head = {&net->head, NULL, 0, net->head.rows, rows,
                     row_pointers(own, own->h, stride, rows),
                     out_pointers(own->outs, d->batch.logits, net->head.rows, rows)};
     run_products(d, &own->division, &head, 1);
 }
 
+static _Thread_local int out_of_memory;
+
 static void *zeros(int64_t count, int64_t size) {
     size_t total = (size_t)((count * size + 63) / 64 * 64);
     void *p = aligned_alloc(64, total ? total : 64);
     if (p) memset(p, 0, total);
+    else out_of_memory = 1;
     return p;
 }
 
@@ -529,13 +543,9 @@ static void free_own(Own *own) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-typedef struct { Decoder *decoder; int64_t number; } Worker;
-
 static void *work(void *argument) {
     Worker worker = *(Worker *)argument;
     Decoder *d = worker.decoder;
-    free(argument);
-    Own own = own_memory(d);
     for (int64_t seen = 0;;) {
         pthread_mutex_lock(&d->lock);
         while (d->generation == seen && !d->stopping) pthread_cond_wait(&d->begin, &d->lock);
@@ -544,16 +554,21 @@ static void *work(void *argument) {
         pthread_mutex_unlock(&d->lock);
         if (stopping) break;
         if (idle) continue;
-        compute(d, &own);
+        compute(d, &d->own[worker.number]);
         atomic_fetch_add(&d->done, 1);
     }
-    free_own(&own);
     return NULL;
 }
 
+void decoder_close(Decoder *d);
+
+/* NULL where there is not enough memory. With fewer threads where no more can be begun. */
 Decoder *decoder_open(const Network *net, int64_t widest_hidden) {
+    out_of_memory = 0;
     Decoder *d = zeros(1, sizeof *d);
+    if (d == NULL) return NULL;
     d->net = *net;
+    d->net.threads = 1; /* that run */
     int64_t R = net->most_rows, pairs = R * (net->experts_per_token + 1);
     d->q_width = padded(net->heads * net->head_dim);
     d->kv_width = padded(net->kv_heads * net->head_dim);
@@ -563,16 +578,23 @@ Decoder *decoder_open(const Network *net, int64_t widest_hidden) {
     d->k = zeros(R * d->kv_width, 4), d->v = zeros(R * d->kv_width, 4);
     d->joined = zeros(R * d->d_width, 4), d->made = zeros(pairs * d->d_width, 4);
     d->hidden = zeros(pairs * d->hidden_width, 4);
-    d->own = own_memory(d);
     d->num_next = (int)(net->layers * 8 + 2);
     d->next = zeros(d->num_next, sizeof *d->next);
+    d->workers = zeros(net->threads, sizeof *d->workers);
+    d->worker = zeros(net->threads, sizeof *d->worker);
+    d->own = zeros(net->threads, sizeof *d->own);
+    for (d->num_own = 0; d->own && d->num_own < net->threads; d->num_own++)
+        d->own[d->num_own] = own_memory(d);
     pthread_mutex_init(&d->lock, NULL);
     pthread_cond_init(&d->begin, NULL);
-    d->workers = zeros(net->threads, sizeof *d->workers);
+    if (out_of_memory) {
+        decoder_close(d);
+        return NULL;
+    }
     for (int64_t t = 1; t < net->threads; t++) {
-        Worker *worker = malloc(sizeof *worker);
-        *worker = (Worker){d, t};
-        pthread_create(&d->workers[t], NULL, work, worker);
+        d->worker[t] = (Worker){d, t};
+        if (pthread_create(&d->workers[t], NULL, work, &d->worker[t]) != 0) break;
+        d->net.threads++;
     }
     return d;
 }
@@ -581,6 +603,7 @@ Decoder *decoder_open(const Network *net, int64_t widest_hidden) {
 double decoder_step(Decoder *d, const Batch *batch) {
     pthread_mutex_lock(&d->lock);
     d->batch = *batch;
+    if (d->batch.threads > d->net.threads) d->batch.threads = d->net.threads;
     d->caller = pthread_self();
     d->lost_seconds = 0;
     memset(d->next, 0, sizeof *d->next * (size_t)d->num_next);
@@ -588,7 +611,7 @@ double decoder_step(Decoder *d, const Batch *batch) {
     d->generation++;
     pthread_cond_broadcast(&d->begin);
     pthread_mutex_unlock(&d->lock);
-    compute(d, &d->own);
+    compute(d, &d->own[0]);
     while (atomic_load(&d->done) < d->batch.threads) sched_yield();
     return d->lost_seconds;
 }
@@ -599,8 +622,9 @@ void decoder_close(Decoder *d) {
     pthread_cond_broadcast(&d->begin);
     pthread_mutex_unlock(&d->lock);
     for (int t = 1; t < d->net.threads; t++) pthread_join(d->workers[t], NULL);
-    free_own(&d->own);
-    void *all[] = {d->q, d->k, d->v, d->z, d->joined, d->made, d->hidden, d->next, d->workers};
+    for (int64_t t = 0; t < d->num_own; t++) free_own(&d->own[t]);
+    void *all[] = {d->q, d->k, d->v, d->z, d->joined, d->made, d->hidden, d->next, d->workers,
+                   d->worker, d->own};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(d);
 }

@@ -8,6 +8,7 @@ place, and what a row computes does not depend on the rows beside it where compi
 rows (`native.py`); elsewhere it does so up to rounding.
 """
 
+import atexit
 import logging
 import math
 import threading
@@ -22,7 +23,7 @@ from lascaux.errors import CheckpointError, LascauxError, RequestError
 from lascaux.generate.answer import Answer, Deliver
 from lascaux.generate.load import LoadedModel
 from lascaux.generate.network import PagedNetwork
-from lascaux.generate.pages import PAGE_TOKENS, Row, page_keys
+from lascaux.generate.pages import PAGE_TOKENS, Row, count_pages, page_keys
 from lascaux.generate.request import (
     EngineFigures,
     EngineOptions,
@@ -31,12 +32,10 @@ from lascaux.generate.request import (
     QueueFull,
     Request,
 )
-from lascaux.generate.sampling import check_sampling
-from lascaux.model.accounting import cache_bytes_per_token
+from lascaux.generate.sampling import check_finite, check_sampling
 from lascaux.parallel.hardware import free_bytes
 
 LogitRows = NDArray[np.float32]
-SHARE_OF_FREE_MEMORY = 0.25
 IDLE_SECONDS = 0.1
 
 
@@ -53,7 +52,10 @@ class Engine:
                 f"model.vocab_size is {rows}"
             )
         self._vocab_size = vocab_size
-        self._network = PagedNetwork(loaded.model, self._count_pages(), vocab_size, loaded.native)
+        element_bytes = next(loaded.model.final_norm.parameters()).element_size()
+        free = free_bytes(loaded.device)
+        pages = count_pages(loaded.model.config, self.options, element_bytes, free)
+        self._network = PagedNetwork(loaded.model, pages, vocab_size, loaded.native)
         self._changed = threading.Condition()
         self._submitted: deque[Answer] = deque()
         self._cancelled: set[int] = set()
@@ -65,15 +67,6 @@ class Engine:
         self._accepts, self._ends_at = True, math.inf
         self._thread: threading.Thread | None = None
 
-    def _count_pages(self) -> int:
-        context_pages = math.ceil(self.max_context / PAGE_TOKENS)
-        if self.options.cache_tokens is not None:
-            return math.ceil(self.options.cache_tokens / PAGE_TOKENS)
-        element_bytes = self.loaded.model.embed.weight.dtype.itemsize
-        page_bytes = PAGE_TOKENS * cache_bytes_per_token(self.loaded.model.config, element_bytes)
-        room = int(SHARE_OF_FREE_MEMORY * free_bytes(self.loaded.device))
-        return max(context_pages, min(self.options.max_streams * context_pages, room // page_bytes))
-
     def submit(self, asked: Sequence[tuple[Request, Deliver]]) -> list[int]:
         """Queue all or none of the requests; returns a ticket for each.
 
@@ -82,33 +75,39 @@ class Engine:
 
         Raises: RequestError naming the field, what it was and what is allowed; QueueFull.
         """
-        most_tokens = [self._check(request) for request, _ in asked]
+        made = [self._make(request, deliver) for request, deliver in asked]
+        most = self.options.max_streams + self.options.max_waiting
+        if len(asked) > most:
+            raise RequestError(
+                f"{len(asked)} answers are asked for at once; at most {most} can be computed or "
+                "wait; ask for fewer"
+            )
         with self._changed:
             if not self._accepts:
                 raise QueueFull("the server is shutting down; ask another one")
             here = len(self._submitted) + len(self._waiting) + len(self._active)
-            if here + len(asked) > self.options.max_streams + self.options.max_waiting:
+            if here + len(asked) > most:
                 raise QueueFull(
                     f"{here} answers are being computed or wait, and {len(asked)} more are asked "
                     f"for; at most {self.options.max_streams} are computed and "
                     f"{self.options.max_waiting} wait; ask again later"
                 )
-            tickets = []
-            for (request, deliver), most in zip(asked, most_tokens, strict=True):
+            for answer in made:
                 self._tickets += 1
-                tickets.append(self._tickets)
-                answer = Answer(
-                    self._tickets,
-                    request,
-                    deliver,
-                    tokenizer=self.loaded.tokenizer,
-                    roles=self.loaded.roles,
-                    most_tokens=most,
-                    draft_tokens=self.options.draft_tokens,
-                )
-                self._submitted.append(answer)
+                answer.ticket = self._tickets
+            self._submitted.extend(made)
             self._changed.notify()
-        return tickets
+        return [answer.ticket for answer in made]
+
+    def _make(self, request: Request, deliver: Deliver) -> Answer:
+        return Answer(
+            request,
+            deliver,
+            tokenizer=self.loaded.tokenizer,
+            roles=self.loaded.roles,
+            most_tokens=self._check(request),
+            draft_tokens=self.options.draft_tokens,
+        )
 
     def cancel(self, tickets: Iterable[int]) -> None:
         """End these answers before the next step and free what they hold; ended ones stay ended."""
@@ -117,12 +116,16 @@ class Engine:
             self._changed.notify()
 
     def run(self, request: Request) -> Iterator[Piece]:
-        """The pieces of one answer, computed as they are read; not beside `start`."""
+        """The pieces of one answer, computed as they are read; not beside `start`.
+
+        Raises: RequestError at once; the request is submitted when the first piece is read.
+        """
+        self._check(request)
+        return self._run(request)
+
+    def _run(self, request: Request) -> Iterator[Piece]:
         pieces: deque[Piece] = deque()
         tickets = self.submit([(request, pieces.append)])
-        return self._run(pieces, tickets)
-
-    def _run(self, pieces: deque[Piece], tickets: Sequence[int]) -> Iterator[Piece]:
         try:
             while True:
                 while pieces:
@@ -136,7 +139,9 @@ class Engine:
             self._take_messages()
 
     def start(self) -> None:
-        """Compute in a thread of its own from now on."""
+        """Compute in a thread of its own from now on, until `stop`, or the end of the program."""
+        assert self._thread is None, "the engine runs already"
+        atexit.register(self.stop, 0.0)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -147,6 +152,7 @@ class Engine:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
+            atexit.unregister(self.stop)
 
     def figures(self) -> EngineFigures:
         """The figures at this moment."""
@@ -203,6 +209,8 @@ class Engine:
             raise RequestError(
                 f"'logprobs' must be from 0 to {self._vocab_size}; got {request.top_logprobs}"
             )
+        if request.score_prompt and request.embed:
+            raise RequestError("a prompt is scored or embedded; ask for one of them")
         if request.score_prompt and request.top_logprobs is None:
             raise RequestError("a scored prompt needs 'logprobs', the number of alternatives")
         room = self.max_context - length
@@ -260,6 +268,7 @@ class Engine:
             self._network.pool.keep(answer.table[page], answer.keys[page])
         if answer.request.embed:
             total = self._network.outputs(x).sum(0)
+            check_finite(total.cpu().numpy())
             answer.embedding = total if answer.embedding is None else answer.embedding + total
         elif answer.request.score_prompt:
             logits = self._network.logits(x)
@@ -270,6 +279,7 @@ class Engine:
             self._end(answer, "length")
             return
         answer.draw(self._network.logits(x[-1:])[0])
+        self._totals["drawn"] += 1
         self._hand_over(answer)
 
     def _find_pages(self, answer: Answer) -> list[int]:
@@ -320,6 +330,7 @@ class Engine:
         for number, row in enumerate(logits):
             token = answer.draw(row)
             answer.computed += 1
+            self._totals["drawn"] += 1
             if answer.finish_reason is not None:
                 break
             if number == len(guess) or token != guess[number]:
@@ -331,10 +342,12 @@ class Engine:
         self._hand_over(answer)
 
     def _hand_over(self, answer: Answer) -> None:
-        if answer.finish_reason is None:
-            answer.hand_over()
-        else:
+        if answer.finish_reason is not None:
             self._end(answer, answer.finish_reason)
+            return
+        answer.hand_over()
+        if answer.undeliverable:
+            self._end(answer, "cancelled")
 
     def _end(self, answer: Answer, reason: FinishReason, error: str | None = None) -> None:
         """Free what the answer holds, then deliver its last piece."""
@@ -342,12 +355,8 @@ class Engine:
             self._active.remove(answer)
         else:
             self._waiting.remove(answer)
-        if reason == "error":
-            self._network.pool.wipe(answer.table)
         self._network.pool.give_back(answer.table)
-        self._totals["drawn"] += answer.num_drawn
-        self._finished[reason] += 1
-        answer.finish(reason, error)
+        self._finished[answer.finish(reason, error).finish_reason] += 1
 
     def _guard(self, answers: Sequence[Answer], work: Callable[[], None]) -> None:
         """Do the work; what the asker should know ends these answers, and only these."""
@@ -373,6 +382,7 @@ class Engine:
             except Exception:  # our bug: those who wait must hear of it, others be served
                 logging.exception("the engine failed in a step")
                 for answer in list(self._active):
+                    self._network.pool.forget(answer.table)
                     self._end(answer, "error", "internal error")
             if time.monotonic() > self._ends_at:
                 with self._changed:

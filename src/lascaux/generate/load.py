@@ -22,8 +22,8 @@ from lascaux.config.load import build_config, from_tables, overlay, read_flags, 
 from lascaux.config.schema import Config, GenerateConfig, ModelConfig
 from lascaux.data.roles import TokenRoles, read_roles
 from lascaux.data.tokenizer import Tokenizer, load_tokenizer
-from lascaux.errors import CheckpointError, ConfigError
-from lascaux.generate.native import NativeDecoder, compiler, suits
+from lascaux.errors import CheckpointError, ConfigError, LascauxError
+from lascaux.generate.native import NativeWeights, suits
 from lascaux.generate.quantize import quantizable, quantized
 from lascaux.model.moe import Router
 from lascaux.model.transformer import Transformer
@@ -47,7 +47,7 @@ class LoadedModel:
     """of the folder"""
     precision: Weights
     weight_bytes: int
-    native: NativeDecoder | None = None
+    native: NativeWeights | None = None
     """computes rows in compiled code; None: the model does"""
 
 
@@ -80,7 +80,7 @@ def load_for_generation(source: Path, flags: Sequence[str] = ()) -> LoadedModel:
         name=source.resolve().name,
         precision=precision,
         weight_bytes=sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
-        native=native_decoder(model, device),
+        native=native_weights(model, device),
     )
 
 
@@ -134,17 +134,15 @@ def activation_dtype(precision: Weights, tensor: Tensor) -> torch.dtype:
     return DTYPES[precision]
 
 
-def native_decoder(model: Transformer, device: torch.device) -> NativeDecoder | None:
-    """The compiled step for this model; None on a GPU, and without a compiler."""
-    if not suits(model.embed.weight.dtype, device):
+def native_weights(model: Transformer, device: torch.device) -> NativeWeights | None:
+    """The weights for the compiled step; None on a GPU, and, with a warning, without a compiler."""
+    if not suits(next(model.final_norm.parameters()).dtype, device):
         return None
-    if compiler() is None:
-        logging.warning(
-            "there is no C compiler: tokens are computed by torch, which takes several times as "
-            "long; install gcc or clang"
-        )
+    try:
+        return NativeWeights(model, torch.get_num_threads())
+    except LascauxError as error:
+        logging.warning(f"{error}; torch computes tokens instead, several times slower")
         return None
-    return NativeDecoder(model, torch.get_num_threads())
 
 
 def set_threads(threads: int | None) -> None:

@@ -15,7 +15,7 @@ with AVX-512 the instruction is named. */
 
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
-enum { LANES = 16, STEP = 32, MOST_ROWS = 8, AHEAD_BYTES = 16384 };
+enum { LANES = 16, STEP = 32, TILE_ROWS = 8, AHEAD_BYTES = 16384 };
 enum Format { FP32, BF16, INT8, INT4 };
 
 typedef float vec __attribute__((vector_size(64)));
@@ -155,7 +155,7 @@ INLINE void tile(int format, int I, int R, const Matrix *m, int64_t first, int64
     int64_t columns = m->columns, row_bytes = bytes_of(format, columns), k = 0;
     const char *row[8];
     const uint16_t *groups[8];
-    vec sums[8 * MOST_ROWS];
+    vec sums[8 * TILE_ROWS];
     UNROLL for (int i = 0; i < I; i++) {
         int64_t at = first + i < last ? first + i : last - 1;
         row[i] = (const char *)m->data + at * row_bytes;
@@ -183,9 +183,11 @@ INLINE void tile(int format, int I, int R, const Matrix *m, int64_t first, int64
             vec a, b;
             memcpy(rest, row[i] + bytes_of(format, k), (size_t)bytes_of(format, columns - k));
             load_weights(format, rest, groups[i], 0, &a, &b);
-            for (int r = 0; r < R; r++) {
-                sums[i * R + r] += a * load_vec(x[r] + k);
-                sums[i * R + r] += b * load_vec(x[r] + k + LANES);
+            for (int r = 0; r < R; r++) { /* not what lies behind: zero times NaN is NaN */
+                float own[STEP] = {0};
+                memcpy(own, x[r] + k, sizeof(float) * (size_t)(columns - k));
+                sums[i * R + r] += a * load_vec(own);
+                sums[i * R + r] += b * load_vec(own + LANES);
             }
         }
     UNROLL for (int i = 0; i < I; i++)
@@ -218,9 +220,9 @@ static void multiply(const Matrix *m, int64_t first, int64_t last, const char *e
 static void multiply_all(const Matrix *m, int64_t base, int64_t first, int64_t last,
                          int64_t reader_last, int rows, const float *const *x, float *const *out) {
     const char *end = (const char *)m->data + (base + reader_last) * bytes_of(m->format, m->columns);
-    float *shifted[MOST_ROWS];
-    for (int r = 0; r < rows; r += MOST_ROWS) {
-        int some = rows - r < MOST_ROWS ? rows - r : MOST_ROWS;
+    float *shifted[TILE_ROWS];
+    for (int r = 0; r < rows; r += TILE_ROWS) {
+        int some = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
         for (int j = 0; j < some; j++) shifted[j] = out[r + j] - base;
         multiply(m, base + first, base + last, end, some, x + r, shifted);
         if (m->bias)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -94,54 +95,64 @@ class _Batch(ctypes.Structure):
         ("rows", _int),
         *((name, _pointer) for name in ("tokens", "positions", "tables")),
         ("table_width", _int),
-        *((name, _pointer) for name in ("cos", "sin", "logits")),
+        *((name, _pointer) for name in ("cos", "sin", "outputs", "logits")),
         ("threads", _int),
     ]
 
 
 class NativeDecoder:
-    """A model's weights as the compiled step reads them; they stay where the model has them."""
+    """The compiled step over the pages of a pool, with threads of its own; not for several threads.
 
-    def __init__(self, model: Transformer, threads: int) -> None:
-        self._config, self._threads = model.config, threads
-        self._active, self._steps_left = threads, 0
+    Raises: LascauxError where there is no memory for it.
+    """
+
+    def __init__(self, weights: "NativeWeights", pool: PagePool) -> None:
+        self._weights, self._pool = weights, pool
+        self._config, self._threads = weights.config, weights.threads
+        self._active, self._steps_left = weights.threads, 0
         self._library = library()
-        self._kept: list[Any] = [model]
-        self._pool: PagePool | None = None
-        self._decoder: Any = None
-        self._network = self._describe(model)
+        network = _Network.from_buffer_copy(weights.network)
+        network.pages = pool.num_pages
+        network.cache_format = FORMATS[pool.keys.dtype]
+        network.keys, network.values = pool.keys.data_ptr(), pool.values.data_ptr()
+        self._decoder = self._library.decoder_open(ctypes.byref(network), weights.widest_hidden)
+        if not self._decoder:
+            raise LascauxError("there is not enough memory to generate; free some and try again")
+        weakref.finalize(self, self._library.decoder_close, self._decoder).atexit = False
 
-    def decode(self, rows: Sequence[Row], pool: PagePool) -> NDArray[np.float32]:
+    def decode(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """What comes after each row, (N V); keys and values go to the rows' pages."""
-        if pool is not self._pool:
-            self._open(pool)
         parts = [rows[i : i + MOST_ROWS] for i in range(0, len(rows), MOST_ROWS)]
-        return np.concatenate([self._step(part) for part in parts])
+        return np.concatenate([self._decode(part) for part in parts])
 
-    def close(self) -> None:
-        """End the threads; the next step begins new ones."""
-        if self._decoder is not None:
-            self._library.decoder_close(self._decoder)
-        self._decoder = self._pool = None
+    def head(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (N V) of outputs of the final norm (N D), at most MOST_ROWS."""
+        outputs = np.ascontiguousarray(outputs)
+        return self._step(len(outputs), outputs=outputs)
 
-    def __del__(self) -> None:
-        self.close()
-
-    def _step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def _decode(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         width = max(len(row.table) for row in rows)
-        tokens = np.array([row.token for row in rows], dtype=np.int64)
-        positions = np.array([row.position for row in rows], dtype=np.int64)
         tables = np.zeros((len(rows), width), dtype=np.int64)
         for number, row in enumerate(rows):
             tables[number, : len(row.table)] = row.table
-        cos = sin = np.zeros(0, dtype=np.float32)
+        positions = np.array([row.position for row in rows], dtype=np.int64)
+        arrays = {
+            "tokens": np.array([row.token for row in rows], dtype=np.int64),
+            "positions": positions,
+            "tables": tables,
+        }
         if self._config.position == "rotary":
             angles = rotation(torch.from_numpy(positions)[None], self._config)
-            cos, sin = (np.ascontiguousarray(t[0, 0].numpy()) for t in angles)
-        logits = np.empty((len(rows), self._config.vocab_rows), dtype=np.float32)
-        arrays = (tokens, positions, tables), (cos, sin, logits)
-        first, second = ([array.ctypes.data for array in group] for group in arrays)
-        batch = _Batch(len(rows), *first, width, *second, self._active)
+            arrays["cos"], arrays["sin"] = (np.ascontiguousarray(t[0, 0].numpy()) for t in angles)
+        return self._step(len(rows), **arrays)
+
+    def _step(self, rows: int, **arrays: NDArray[Any]) -> NDArray[np.float32]:
+        logits = np.empty((rows, self._config.vocab_rows), dtype=np.float32)
+        batch = _Batch(rows=rows, logits=logits.ctypes.data, threads=self._active)
+        for name, array in arrays.items():
+            setattr(batch, name, array.ctypes.data)
+        if "tables" in arrays:
+            batch.table_width = arrays["tables"].shape[1]
         started = time.perf_counter()
         lost = self._library.decoder_step(self._decoder, ctypes.byref(batch))
         self._choose_threads(lost / (time.perf_counter() - started))
@@ -160,19 +171,20 @@ class NativeDecoder:
             if self._steps_left <= 0:
                 self._active = self._threads
 
-    def _open(self, pool: PagePool) -> None:
-        self.close()
-        self._network.pages = pool.num_pages
-        self._network.cache_format = FORMATS[pool.keys.dtype]
-        self._network.keys, self._network.values = pool.keys.data_ptr(), pool.values.data_ptr()
-        config = self._config
-        shared = config.num_shared_experts * config.expert_width
-        widest = max(config.ffn_width, config.expert_width, shared)
-        self._decoder = self._library.decoder_open(ctypes.byref(self._network), widest)
-        self._pool = pool
+
+class NativeWeights:
+    """A model's weights as the compiled step reads them; they stay where the model has them."""
+
+    def __init__(self, model: Transformer, threads: int) -> None:
+        library()  # before anything else, as it may not be there
+        self.config, self.threads = model.config, threads
+        shared = model.config.num_shared_experts * model.config.expert_width
+        self.widest_hidden = max(model.config.ffn_width, model.config.expert_width, shared)
+        self._kept: list[Any] = [model]
+        self.network = self._describe(model)
 
     def _describe(self, model: Transformer) -> _Network:
-        config = self._config
+        config = self.config
         layers = (_Layer * config.num_layers)(
             *(self._layer(block) for block in model.blocks.values())  # type: ignore[arg-type]
         )
@@ -196,7 +208,7 @@ class NativeDecoder:
             normalise=config.normalises_weights,
             position_offset=config.learned_position_offset,
             most_rows=MOST_ROWS,
-            threads=self._threads,
+            threads=self.threads,
             router_scale=config.router_scale,
             layer=layers,
             embedding=self._matrix(model.embed, None),
@@ -225,7 +237,7 @@ class NativeDecoder:
         dense = ffn
         if isinstance(ffn, MixtureOfExperts):
             dense = ffn.shared
-            layer.experts = self._feed_forward(ffn.experts, self._config.expert_width)
+            layer.experts = self._feed_forward(ffn.experts, self.config.expert_width)
             layer.router = self._floats(ffn.router.weight)
             if hasattr(ffn.router, "bias"):
                 layer.router_bias = self._floats(ffn.router.bias)
@@ -304,10 +316,20 @@ def compiler() -> str | None:
 def library() -> ctypes.CDLL:
     """The compiled step, built where this is the first use on this kind of processor.
 
-    Raises: LascauxError with what the compiler says.
+    Raises: LascauxError saying why there is none.
     """
-    path = build()
-    loaded = ctypes.CDLL(str(path))
+    path = library_path()
+    try:
+        if not path.exists():
+            build(path)
+        try:
+            loaded = ctypes.CDLL(str(path))
+        except OSError:  # damaged, or from a system that is no more
+            path.unlink()
+            build(path)
+            loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise LascauxError(f"the compiled step cannot be kept as {path}: {error}") from error
     loaded.decoder_open.restype = _pointer
     loaded.decoder_open.argtypes = [_pointer, _int]
     loaded.decoder_step.argtypes = [_pointer, _pointer]
@@ -316,33 +338,27 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def build() -> Path:
+def library_path() -> Path:
     """The shared library in the cache folder, named by all that it depends on."""
+    sources = [SOURCE.read_text(), HEADER.read_text()]
+    words = [*sources, *OPTIONS, str(compiler()), platform.machine(), _processor()]
+    name = hashlib.sha256("\n".join(words).encode()).hexdigest()[:24]
+    return cache_folder() / "native" / f"decode-{name}.so"
+
+
+def build(path: Path) -> None:
+    """Compile the step. Raises: LascauxError with what the compiler says; OSError."""
     found = compiler()
     if found is None:
-        raise LascauxError("there is no C compiler: install gcc or clang")
-    words = [
-        SOURCE.read_text(),
-        HEADER.read_text(),
-        *OPTIONS,
-        found,
-        platform.machine(),
-        _processor(),
-    ]
-    name = hashlib.sha256("\n".join(words).encode()).hexdigest()[:24]
-    folder = cache_folder() / "native"
-    path = folder / f"decode-{name}.so"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        raise LascauxError("there is no C compiler; install gcc or clang")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / path.name
         command = [found, *OPTIONS, str(SOURCE), "-o", str(made), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise LascauxError(f"{found} cannot build {SOURCE}: {done.stderr.strip()[:500]}")
         os.replace(made, path)
-    return path
 
 
 def _processor() -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lascaux.generate.native import NativeDecoder
+from lascaux.generate.native import NativeDecoder, NativeWeights
 from lascaux.generate.pages import PAGE_TOKENS, ChunkCache, PagePool, Row, RowsCache
 from lascaux.model.transformer import Transformer
 
@@ -31,11 +31,15 @@ class PagedNetwork:
         model: Transformer,
         num_pages: int,
         vocab_size: int,
-        native: NativeDecoder | None = None,
+        native: NativeWeights | None = None,
     ) -> None:
-        self.model, self._vocab_size, self._native = model, vocab_size, native
-        self.device = model.embed.weight.device
-        self.pool = PagePool(model.config, num_pages, model.embed.weight.dtype, self.device)
+        self.model, self._vocab_size = model, vocab_size
+        computes_in = next(model.final_norm.parameters())
+        self.device = computes_in.device
+        self.pool = PagePool(
+            model.config, num_pages, computes_in.dtype, self.device, cleans=native is None
+        )
+        self._native = None if native is None else NativeDecoder(native, self.pool)
         self.chunk_tokens = CHUNK_TOKENS[self.device.type]
         self._layers = range(model.config.num_layers)
 
@@ -49,6 +53,8 @@ class PagedNetwork:
     @torch.inference_mode()
     def logits(self, x: Float[Tensor, "T D"]) -> NDArray[np.float32]:
         """What comes after each of these positions, (T V)."""
+        if self._native is not None and len(x) == 1:
+            return self._native.head(self.outputs(x).numpy())[:, : self._vocab_size]
         logits = self.model.unembed(x[None])[0, :, : self._vocab_size]
         return logits.float().cpu().numpy()
 
@@ -60,7 +66,7 @@ class PagedNetwork:
     def decode(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """What comes after each row, (N V); rows of one sequence see those before them."""
         if self._native is not None:
-            return self._native.decode(rows, self.pool)[:, : self._vocab_size]
+            return self._native.decode(rows)[:, : self._vocab_size]
         return self._decode_by_model(rows)
 
     @torch.inference_mode()

@@ -2,8 +2,8 @@
 
 A sequence has a table of pages. Pages of a prompt may be kept for later prompts that begin with the
 same tokens; they are given up, the longest unused first, when room is needed.
-A kept page is one that was computed as a whole page of a prompt, so that an answer is the same to
-the last bit whether its prompt's pages were found or computed.
+A kept page is one that was computed as a whole page of a prompt, so that on a CPU an answer is the
+same to the last bit whether its prompt's pages were found or computed.
 Shapes: L layers, P pages, G kv heads, K head width.
 """
 
@@ -19,8 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lascaux.config.schema import ModelConfig
+from lascaux.errors import ConfigError
+from lascaux.generate.request import EngineOptions
+from lascaux.model.accounting import cache_bytes_per_token
+from lascaux.units import format_bytes
 
 PAGE_TOKENS = 64
+SHARE_OF_FREE_MEMORY = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +38,25 @@ class Row:
 
 
 class PagePool:
-    """The memory of all pages and who holds which; not for several threads."""
+    """The memory of all pages and who holds which; not for several threads.
+
+    With `cleans` pages are zeros when they are taken: where masked values are multiplied by zero,
+    what is not finite would count.
+    """
 
     def __init__(
-        self, config: ModelConfig, num_pages: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        num_pages: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        cleans: bool = True,
     ) -> None:
         shape = (config.num_layers, num_pages, config.kv_heads, PAGE_TOKENS, config.head_width)
         self.keys: Float[Tensor, "L P G 64 K"] = _zeros(shape, dtype, device)
         self.values: Float[Tensor, "L P G 64 K"] = _zeros(shape, dtype, device)
-        self.num_pages = num_pages
+        self.num_pages, self._cleans = num_pages, cleans
         self._holders = [0] * num_pages
         self._free = list(range(num_pages))
         self._key_of: dict[int, bytes] = {}
@@ -65,7 +80,7 @@ class PagePool:
         return self.num_pages - self.num_available
 
     def take(self, count: int) -> list[int]:
-        """So many pages for a sequence; their content is arbitrary."""
+        """So many pages for a sequence."""
         assert count <= self.num_available, f"{count} of {self.num_available} pages"
         while len(self._free) < count:
             page, _ = self._unheld.popitem(last=False)
@@ -74,6 +89,9 @@ class PagePool:
         taken = [self._free.pop() for _ in range(count)]
         for page in taken:
             self._holders[page] = 1
+            if self._cleans:
+                self.keys[:, page] = 0
+                self.values[:, page] = 0
         return taken
 
     def give_back(self, pages: Sequence[int]) -> None:
@@ -86,11 +104,15 @@ class PagePool:
                 else:
                     self._free.append(page)
 
-    def wipe(self, pages: Sequence[int]) -> None:
-        """Overwrite what may not be finite: a masked value still counts zero times itself."""
+    def forget(self, pages: Sequence[int]) -> None:
+        """Keep these no longer for other prompts, as what they hold is uncertain."""
         for page in pages:
-            self.keys[:, page] = 0
-            self.values[:, page] = 0
+            key = self._key_of.pop(page, None)
+            if key is not None:
+                del self._kept[key]
+                if page in self._unheld:
+                    del self._unheld[page]
+                    self._free.append(page)
 
     def find(self, tokens: Sequence[int], keys: Sequence[bytes], number: int) -> int | None:
         """The kept page that is number so-and-so of a prompt, now held; None if there is none.
@@ -110,6 +132,25 @@ class PagePool:
         if key not in self._kept and page not in self._key_of:
             self._kept[key] = page
             self._key_of[page] = key
+
+
+def count_pages(
+    config: ModelConfig, options: EngineOptions, element_bytes: int, free_bytes: int
+) -> int:
+    """Pages to take. Raises: ConfigError for a number of tokens that has no room."""
+    page_bytes = PAGE_TOKENS * cache_bytes_per_token(config, element_bytes)
+    context_pages = math.ceil(config.max_context / PAGE_TOKENS)
+    if options.cache_tokens is None:
+        room = int(SHARE_OF_FREE_MEMORY * free_bytes)
+        return max(context_pages, min(options.max_streams * context_pages, room // page_bytes))
+    pages = math.ceil(options.cache_tokens / PAGE_TOKENS)
+    if pages < 1 or pages * page_bytes > free_bytes:
+        raise ConfigError(
+            f"'serve.cache_tokens' {options.cache_tokens:,} takes "
+            f"{format_bytes(pages * page_bytes)}, {format_bytes(free_bytes)} are free; give at "
+            f"least 1 and at most {free_bytes // page_bytes * PAGE_TOKENS:,}"
+        )
+    return pages
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -59,7 +59,7 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
         ("typical_p", 0 < s.typical_p <= 1, "above 0 and at most 1"),
         ("presence_penalty", finite(s.presence_penalty), "finite"),
         ("frequency_penalty", finite(s.frequency_penalty), "finite"),
-        ("repetition_penalty", 0 < s.repetition_penalty < math.inf, "above 0, and finite"),
+        ("repetition_penalty", 0.01 <= s.repetition_penalty <= 100, "from 0.01 to 100"),
         ("logit_bias", all(map(finite, s.logit_bias.values())), "numbers that are finite"),
         ("seed", s.seed >= 0, "0 or above"),
         ("stop", all(s.stop), "strings that are not empty"),
@@ -98,6 +98,11 @@ class History:
         ):
             return logits
         logits = logits.astype(np.float64)
+        with np.errstate(over="ignore"):
+            self._penalise(logits, s)
+        return logits
+
+    def _penalise(self, logits: NDArray[np.float64], s: Sampling) -> None:
         if s.repetition_penalty != 1:
             seen = np.fromiter(self.prompt | self.drawn.keys(), dtype=np.int64)
             seen = seen[seen < len(logits)]
@@ -111,19 +116,26 @@ class History:
             logits[ids] -= s.presence_penalty + s.frequency_penalty * counts
         for token, bias in s.logit_bias.items():
             logits[token] += bias
-        return logits
+
+
+def check_finite(values: NDArray[np.floating]) -> None:
+    """Raise LascauxError for what a model should never compute: NaN, or beyond all numbers."""
+    largest = float(values.max())
+    if not math.isfinite(largest):
+        raise LascauxError(
+            f"the model computes {largest}: its weights are damaged or overflow in this precision; "
+            "check them with `lascaux verify`, or use --generate.weights=fp32"
+        )
 
 
 def draw(logits: Row, sampling: Sampling, index: int) -> int:
     """One id; temperature 0 takes the likeliest. `logits` V; `index`: tokens drawn before.
 
-    Raises: LascauxError for logits that are not finite.
+    Raises: LascauxError where no token is left.
     """
-    largest = float(logits.max())
-    if not math.isfinite(largest):
+    if not math.isfinite(float(logits.max())):
         raise LascauxError(
-            f"the model's largest logit is {largest}: its weights are damaged or overflow in this "
-            "precision; check them with `lascaux verify`, or use --generate.weights=fp32"
+            "penalties, biases and bans leave no token that may be drawn; ask for less of them"
         )
     if sampling.temperature == 0:
         return int(logits.argmax())

@@ -52,7 +52,11 @@ class TextStream:
         """What was held back, at the end of the answer, and all tokens that are left."""
         text = ""
         if not self.stopped:
-            text = self._matcher.feed(self._utf8.decode(b"", final=True)) + self._matcher.flush()
+            last = self._utf8.decode(b"", final=True)
+            early = self._drawn <= self._min_tokens
+            text = self._matcher.skip(last) if early else self._matcher.feed(last)
+            text += self._matcher.flush()
+            self.stopped = self._matcher.found
         tokens = [token for token, _ in self._waiting]
         self._waiting = []
         return text, tokens

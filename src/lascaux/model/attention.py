@@ -1,6 +1,6 @@
 """Causal self-attention with shared key and value heads, and the mask all layers share.
 
-The cache of keys and values is handed in; `generate/cache.py` has one.
+The cache of keys and values is handed in; `generate/pages.py` has two.
 Shapes: B batch, T sequence, S keys (T and what the cache holds), D d_model, H heads, G kv heads,
 K head width.
 """

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ def choose_precision(device: torch.device) -> Precision:
     return "bf16" if bf16 > WORTHWHILE * fp32 else "fp32"
 
 
+@cache
 def has_bf16_products(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the hardware multiplies bf16 itself, by what it says; False where it says nothing.
 
@@ -81,15 +83,26 @@ def memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def free_bytes(device: torch.device, meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Memory that may be taken without putting other programs out; all where none can tell."""
+def free_bytes(
+    device: torch.device,
+    meminfo: Path = Path("/proc/meminfo"),
+    cgroup: Path = Path("/sys/fs/cgroup"),
+) -> int:
+    """Memory that may be taken without putting other programs out; all where none can tell.
+
+    At most what a container's limit leaves.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    free = memory_bytes(device)
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return memory_bytes(device)
+                free = int(line.split()[1]) * 1024
+    limit, used = cgroup / "memory.max", cgroup / "memory.current"
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
 
 
 def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -37,7 +37,7 @@ class ByteTokenizer:
 class ScriptedNetwork:
     """Whatever the prompt, the likeliest continuation is `script`, then end of text for ever.
 
-    What a page holds is checked: a row must find the tokens that were put before it.
+    It looks at positions alone, not at what pages hold.
     """
 
     def __init__(self, script: Sequence[int], prompt_length: int, pool: PagePool) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lascaux.config.schema import GenerateConfig, ModelConfig
-from lascaux.errors import CheckpointError, RequestError
+from lascaux.errors import CheckpointError, ConfigError, RequestError
 from lascaux.generate.continuation import generate
 from lascaux.generate.engine import Engine
 from lascaux.generate.request import Piece, QueueFull, Request, Sampling
@@ -290,6 +290,98 @@ def test_logits_that_are_not_finite_end_one_answer_with_an_error() -> None:
     assert end(second)[0] == "abcdef"
 
 
+def test_whoever_cannot_take_a_piece_loses_their_own_answer_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine, _ = scripted_engine(b"hello", 1)
+    engine.start()
+    pieces: list[Piece] = []
+
+    def fails(piece: Piece) -> None:
+        raise RuntimeError("gone")
+
+    engine.submit([(Request(prompt=(1,)), fails), (Request(prompt=(1,)), pieces.append)])
+    engine.stop(drain_seconds=30)
+    assert joined(pieces) == "hello"
+    assert engine.figures().finished == {"cancelled": 1, "end_of_text": 1}
+    assert engine.figures().cache_pages_used == 0
+    assert "could not be handed over" in caplog.text
+
+
+def test_after_our_own_bug_others_are_served_and_nothing_of_it_is_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine, network = scripted_engine(b"ab", 100)
+    honest = network.decode
+    failed = threading.Event()
+
+    def fails_once(rows: Sequence[Any]) -> np.ndarray:
+        if not failed.is_set():
+            failed.set()
+            raise ValueError("a bug")
+        return honest(rows)
+
+    network.decode = fails_once  # type: ignore[method-assign]
+    engine.start()
+    answers: list[list[Piece]] = [[], []]
+    request = Request(prompt=tuple(range(100)))
+    engine.submit([(request, answers[0].append)])
+    assert failed.wait(30)
+    engine.submit([(request, answers[1].append)])
+    engine.stop(drain_seconds=30)
+    first, second = (pieces[-1].outcome for pieces in answers)
+    assert first is not None and (first.finish_reason, first.error) == ("error", "internal error")
+    assert second is not None and second.cached_tokens == 0
+    assert end(answers[1])[0] == "ab"
+    assert "a bug" in caplog.text
+
+
+def test_cancelling_one_of_several_leaves_the_pages_they_share() -> None:
+    engine, _ = scripted_engine(b"hello", 100)
+    pieces: list[list[Piece]] = [[], []]
+    request = Request(prompt=tuple(range(100)))
+    tickets = engine.submit([(request, each.append) for each in pieces])
+    for _ in range(4):
+        engine.step()
+    engine.cancel(tickets[:1])
+    while engine.step():
+        pass
+    assert joined(pieces[1]) == "hello"
+    assert engine.figures().cache_pages_used == 0
+
+
+def test_an_answer_may_end_with_the_sign_for_an_unfinished_character() -> None:
+    assert end(run([0xC3], stop=("\ufffd",)))[:2] == ("", "stop")
+    assert end(run([0xC3], stop=("\ufffd",), min_tokens=2, max_tokens=2))[1] == "length"
+
+
+def test_a_run_that_is_never_read_asks_for_nothing() -> None:
+    engine, _ = scripted_engine(b"x", 1)
+    engine.run(Request(prompt=(1,)))
+    assert engine.figures().waiting == 0
+
+
+def test_drawn_tokens_are_counted_as_they_are_drawn() -> None:
+    engine, _ = scripted_engine(b"abcdef", 1)
+    engine.submit([(Request(prompt=(1,)), lambda piece: None)])
+    for number in range(3):
+        engine.step()
+        assert engine.figures().drawn_tokens == number + 2
+
+
+@pytest.mark.parametrize("tokens", [0, -5, 10**12])
+def test_a_cache_that_has_no_room_is_refused(tokens: int) -> None:
+    with pytest.raises(ConfigError, match="'serve.cache_tokens' .* are free; give at least 1"):
+        scripted_engine(b"x", 1, cache_tokens=tokens)
+
+
+def test_more_at_once_than_may_ever_wait_is_no_matter_of_waiting() -> None:
+    engine, _ = scripted_engine(b"x", 1, max_streams=1, max_waiting=1)
+    with pytest.raises(RequestError, match="3 answers are asked for at once; at most 2") as raised:
+        engine.submit([(Request(prompt=(1,)), lambda piece: None)] * 3)
+    assert not isinstance(raised.value, QueueFull)
+
+
 def test_the_thread_answers_many_and_stops_when_all_are_done() -> None:
     engine, _ = scripted_engine(b"hello", 1, max_streams=4)
     engine.start()
@@ -333,6 +425,7 @@ def test_stopping_cancels_what_takes_too_long() -> None:
         (Request(prompt=(1, 258)), "token id 258; the model has ids from 0 to 257"),
         (Request(prompt=(1,), top_logprobs=999), "'logprobs' must be from 0 to 258; got 999"),
         (Request(prompt=(1,), score_prompt=True), "a scored prompt needs 'logprobs'"),
+        (Request(prompt=(1,), score_prompt=True, top_logprobs=1, embed=True), "or embedded; ask"),
         (Request(prompt=(1,), sampling=Sampling(top_p=2)), "'top_p' must be between 0 and 1"),
     ],
 )

@@ -13,7 +13,7 @@ from lascaux.generate import load
 from lascaux.generate.continuation import generate, generate_text
 from lascaux.generate.engine import Engine
 from lascaux.generate.load import place
-from lascaux.generate.native import NativeDecoder
+from lascaux.generate.native import NativeWeights
 from lascaux.generate.network import PagedNetwork
 from lascaux.generate.pages import Row
 from lascaux.generate.request import EngineOptions, Piece, Request, Sampling
@@ -61,6 +61,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_shared_experts": 1,
         "activation": "swiglu",
         "expert_d_ff": 48,
+    },
+    "uneven experts": {
+        "num_experts": 3,
+        "num_dense_layers": 1,
+        "d_ff": 100,
+        "expert_d_ff": 48,
+        "tie_embeddings": False,
     },
     "switch": {
         "num_experts": 4,
@@ -130,7 +137,7 @@ def test_generation_with_pages_equals_uncached(
 ) -> None:
     model = make_model(shape)
     loaded = loaded_model(
-        model, ByteTokenizer(), NativeDecoder(model, threads=2) if native else None
+        model, ByteTokenizer(), NativeWeights(model, threads=2) if native else None
     )
     settings = GenerateConfig(max_tokens=24, temperature=temperature, top_p=0.95, seed=3)
     prompt = "the cave " * 7  # on both sides of a page's end
@@ -171,7 +178,7 @@ def test_rows_of_any_sequences_have_the_logits_of_each_alone(
     model = make_model(shape)
     if bits:
         model = held_as(model, bits)
-    network = PagedNetwork(model, 4, 300, NativeDecoder(model, threads=2) if native else None)
+    network = PagedNetwork(model, 4, 300, NativeWeights(model, threads=2) if native else None)
     got = paged_logits(network, ROWS)
     for logits, sequence in zip(got, SEQUENCES, strict=True):
         with torch.no_grad():
@@ -182,9 +189,9 @@ def test_rows_of_any_sequences_have_the_logits_of_each_alone(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_compiled_step_gives_a_row_the_same_bits_among_any_others(shape: str) -> None:
     model = make_model(shape)
-    together = paged_logits(PagedNetwork(model, 4, 300, NativeDecoder(model, threads=2)), ROWS)
+    together = paged_logits(PagedNetwork(model, 4, 300, NativeWeights(model, threads=2)), ROWS)
     for threads in (1, 3):
-        network = PagedNetwork(model, 4, 300, NativeDecoder(model, threads))
+        network = PagedNetwork(model, 4, 300, NativeWeights(model, threads))
         paged_logits(network, ROWS[3:4])
         for number in range(5):  # in order: later rows see what earlier ones stored
             alone = network.decode(ROWS[number : number + 1])
@@ -200,7 +207,7 @@ def test_the_compiled_step_rounds_nothing_but_what_it_keeps(shape: str) -> None:
         parameter.data = parameter.data.bfloat16()
     wide = make_model(shape)
     wide.load_state_dict({name: t.float() for name, t in model.state_dict().items()})
-    network = PagedNetwork(model, 4, 300, NativeDecoder(model, threads=1))
+    network = PagedNetwork(model, 4, 300, NativeWeights(model, threads=1))
     exact = PagedNetwork(wide, 4, 300)
     for position in range(30):
         got = network.decode([Row(position * 7, position, [0])])
@@ -220,7 +227,7 @@ def answers(engine: Engine, requests: Sequence[Request]) -> list[str]:
 @pytest.mark.parametrize("reuse", [False, True])
 def test_a_text_is_the_same_alone_and_among_seven_others(reuse: bool, draft_tokens: int) -> None:
     model = make_model("grouped keys")
-    loaded = loaded_model(model, ByteTokenizer(), NativeDecoder(model, threads=2))
+    loaded = loaded_model(model, ByteTokenizer(), NativeWeights(model, threads=2))
     requests = [
         Request(
             prompt=tuple(b"in the cave of bulls there is a bull " * (1 + number % 3))
@@ -242,9 +249,60 @@ def test_a_text_is_the_same_alone_and_among_seven_others(reuse: bool, draft_toke
         assert engine.figures().cached_tokens > 0
 
 
+@pytest.mark.parametrize("native", [False, True], ids=["torch", "compiled"])
+@pytest.mark.parametrize("asked", ["embed", "score", "draw"])
+def test_what_is_not_finite_stays_with_whoever_asked_for_it(asked: str, native: bool) -> None:
+    """Token 299 has an embedding of NaN; all pages are used again after it."""
+    model = make_model("uneven experts")
+    model.embed.weight.data[299] = torch.nan
+    weights = NativeWeights(model, threads=1) if native else None
+    loaded = loaded_model(model, ByteTokenizer(), weights)
+    sampling = Sampling(max_tokens=6, temperature=0, ignore_end_of_text=True)
+    clean = Request(prompt=tuple(range(100)), sampling=sampling)
+    shared = Request(prompt=(*range(80), 1), sampling=sampling)
+    bad = Request(
+        prompt=(*range(80), 299),
+        sampling=sampling,
+        embed=asked == "embed",
+        score_prompt=asked == "score",
+        top_logprobs=1 if asked == "score" else None,
+    )
+    options = EngineOptions(cache_tokens=256, max_streams=4)
+    engine = Engine(loaded, EngineOptions(cache_tokens=256, reuse_prefixes=False))
+    wanted = [list(engine.run(request)) for request in (clean, shared)]
+    engine = Engine(loaded, options)
+    pieces: list[Piece] = []
+    engine.submit([(bad, pieces.append)])
+    while engine.step():
+        pass
+    outcome = pieces[-1].outcome
+    assert outcome is not None and outcome.finish_reason == "error"
+    for request, expected in zip((clean, shared), wanted, strict=True):
+        got = list(engine.run(request))
+        assert [t.id for p in got for t in p.tokens] == [t.id for p in expected for t in p.tokens]
+        assert got[-1].outcome is not None and got[-1].outcome.finish_reason == "length"
+
+
+def test_two_engines_share_the_weights_in_threads_of_their_own() -> None:
+    model = make_model("grouped keys")
+    loaded = loaded_model(model, ByteTokenizer(), NativeWeights(model, threads=2))
+    engines = [Engine(loaded), Engine(loaded)]
+    request = Request(
+        prompt=tuple(range(70)), sampling=Sampling(max_tokens=60, ignore_end_of_text=True)
+    )
+    pieces: list[list[Piece]] = [[], []]
+    for engine, each in zip(engines, pieces, strict=True):
+        engine.start()
+        engine.submit([(request, each.append)])
+    for engine in engines:
+        engine.stop(drain_seconds=60)
+    texts = ["".join(piece.text for piece in each) for each in pieces]
+    assert texts[0] == texts[1] and texts[0]
+
+
 def test_scores_are_the_log_probabilities_of_the_model() -> None:
     model = make_model("rotary")
-    loaded = loaded_model(model, ByteTokenizer(), NativeDecoder(model, threads=1))
+    loaded = loaded_model(model, ByteTokenizer(), NativeWeights(model, threads=1))
     prompt = tuple(i % 256 for i in range(0, 700, 7))
     request = Request(
         prompt=prompt,

@@ -13,6 +13,7 @@ from lascaux.errors import LascauxError, RequestError
 from lascaux.generate.request import Sampling
 from lascaux.generate.sampling import (
     History,
+    check_finite,
     check_sampling,
     draw,
     filtered_probabilities,
@@ -190,10 +191,16 @@ def test_a_token_without_probability_is_never_drawn() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(LascauxError, match="the model computes (nan|inf).*lascaux verify"):
+        check_finite(np.array([0.0, bad]))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) -> None:
-    with pytest.raises(LascauxError, match="largest logit is (nan|inf).*lascaux verify"):
-        draw(np.array([0.0, bad]), Sampling(temperature=temperature), 0)
+def test_where_no_token_is_left_the_model_is_not_blamed(temperature: float) -> None:
+    banned = np.array([-math.inf, -math.inf])
+    with pytest.raises(LascauxError, match="leave no token that may be drawn"):
+        draw(banned, Sampling(temperature=temperature), 0)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +220,7 @@ def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) 
         ("typical_p", 0.0, "'typical_p' must be above 0 and at most 1; got 0.0"),
         ("presence_penalty", math.inf, "'presence_penalty' must be finite; got inf"),
         ("frequency_penalty", math.nan, "'frequency_penalty' must be finite; got nan"),
-        ("repetition_penalty", 0.0, "'repetition_penalty' must be above 0, and finite; got 0.0"),
+        ("repetition_penalty", 0.0, "'repetition_penalty' must be from 0.01 to 100; got 0.0"),
         ("logit_bias", {1: math.nan}, "'logit_bias' must be numbers that are finite; got {1: nan}"),
         ("logit_bias", {9: 1.0}, "'logit_bias' has token id 9; the model has ids from 0 to 8"),
         (
