@@ -81,6 +81,7 @@ typedef struct {
     float *weights;
     Product *products;
     int division;
+    int64_t number; /* of the thread */
 } Own;
 
 typedef struct Decoder Decoder;
@@ -155,13 +156,21 @@ static void meet(Decoder *d) {
     if (pthread_equal(pthread_self(), d->caller)) d->lost_seconds += now() - began;
 }
 
-/* Rows of a product that a thread takes at a time: large pieces, so that little is asked for in vain
+/* Rows of a matrix that a thread takes at a time: large pieces, so that little is asked for in vain
 at their ends, but some for each thread, so that one that is slower has fewer. */
-static int64_t piece_rows(const Decoder *d, const Product *product) {
-    int64_t share = product->count / (2 * d->batch.threads);
-    int64_t most = PIECE_BYTES / bytes_of(product->matrix->format, product->matrix->columns);
+static int64_t piece_rows(const Decoder *d, const Matrix *m, int64_t count) {
+    int64_t share = count / (2 * d->batch.threads);
+    int64_t most = PIECE_BYTES / bytes_of(m->format, m->columns);
     int64_t rows = share < most ? share : most;
     return rows < BLOCK ? BLOCK : (rows + BLOCK - 1) / BLOCK * BLOCK;
+}
+
+/* Ask for the beginning of a thread's first piece of the next product, before it waits for others. */
+static void ask_ahead(const Decoder *d, const Own *own, const Matrix *m) {
+    int64_t first = own->number * piece_rows(d, m, m->rows);
+    int64_t row_bytes = bytes_of(m->format, m->columns), left = (m->rows - first) * row_bytes;
+    const char *begin = (const char *)m->data + first * row_bytes;
+    for (int64_t p = 0; p < AHEAD_BYTES && p < left; p += 64) __builtin_prefetch(begin + p, 0, 2);
 }
 
 /* rows first..last-1 of a product, a block at a time */
@@ -184,25 +193,27 @@ static void run_piece(const Decoder *d, const Product *product, int64_t first, i
     }
 }
 
-/* this thread's share of the products, then all meet */
-static void run_products(Decoder *d, int *division, const Product *products, int count) {
-    int64_t before = 0, size = 0;
+/* This thread's share of the products, then all meet; `next` is what comes after, if that is known.
+The first piece of each thread is settled, the others go to whoever is free. */
+static void run_products(Decoder *d, Own *own, const Product *products, int count,
+                         const Matrix *next) {
+    int64_t before = 0, size = 0, rows = 0;
     int p = -1;
-    for (int64_t piece;;) {
-        piece = atomic_fetch_add(&d->next[*division], 1);
+    for (int64_t piece = own->number;;) {
         while (p < count && piece >= before + size) { /* the product that has this piece */
             before += size;
-            if (++p < count) {
-                int64_t rows = piece_rows(d, &products[p]);
-                size = (products[p].count + rows - 1) / rows;
-            }
+            if (++p == count) break;
+            rows = piece_rows(d, products[p].matrix, products[p].count);
+            size = (products[p].count + rows - 1) / rows;
         }
         if (p == count) break;
-        int64_t rows = piece_rows(d, &products[p]), first = (piece - before) * rows;
+        int64_t first = (piece - before) * rows;
         run_piece(d, &products[p], first,
                   first + rows < products[p].count ? first + rows : products[p].count);
+        piece = d->batch.threads + atomic_fetch_add(&d->next[own->division], 1);
     }
-    ++*division;
+    if (next) ask_ahead(d, own, next);
+    own->division++;
     meet(d);
 }
 
@@ -343,7 +354,7 @@ static void attention(Decoder *d, Own *own, const Layer *layer, int64_t number) 
         {&layer->v, NULL, 0, layer->v.rows, rows, x,
          out_pointers(outs + 2 * rows, d->v, d->kv_width, rows)},
     };
-    run_products(d, &own->division, qkv, 3);
+    run_products(d, own, qkv, 3, &layer->o);
     if (net->qk_norm_whole) { /* by one thread for each row, before heads are placed */
         for (int r; (r = atomic_fetch_add(&d->next[own->division], 1)) < rows;) {
             float *q = d->q + r * d->q_width, *k = d->k + r * d->kv_width;
@@ -363,7 +374,7 @@ static void attention(Decoder *d, Own *own, const Layer *layer, int64_t number) 
     meet(d);
     Product o = {&layer->o, NULL, 0, layer->o.rows, rows, row_pointers(own, d->z, d->q_width, rows),
                  out_pointers(outs, d->joined, d->d_width, rows)};
-    run_products(d, &own->division, &o, 1);
+    run_products(d, own, &o, 1, layer->dense.width ? &layer->dense.up : NULL);
     for (int r = 0; r < rows; r++)
         normalise(&layer->attn_out_norm, d->joined + r * d->d_width,
                   own->attended + r * d->d_width, net->d_model);
@@ -409,7 +420,7 @@ static void route(const Network *net, const Layer *layer, const float *h, Own *o
 }
 
 /* dense and expert parts of a feed-forward layer; the sum for each row ends in own->h */
-static void feed_forward(Decoder *d, Own *own, const Layer *layer) {
+static void feed_forward(Decoder *d, Own *own, const Layer *layer, const Matrix *next) {
     const Network *net = &d->net;
     int rows = (int)d->batch.rows, count = 0, pair = 0;
     int64_t A = net->experts_per_token, width = layer->experts.width;
@@ -434,7 +445,7 @@ static void feed_forward(Decoder *d, Own *own, const Layer *layer) {
                 &layer->experts.up, &layer->experts.gate, e * width, width, pair - first,
                 own->pair_rows + first, own->pair_outs + first};
     }
-    run_products(d, &own->division, own->products, count);
+    run_products(d, own, own->products, count, dense ? &layer->dense.down : NULL);
     if (dense)
         own->products[0] = (Product){
             &layer->dense.down, NULL, 0, net->d_model, rows,
@@ -451,7 +462,7 @@ static void feed_forward(Decoder *d, Own *own, const Layer *layer) {
         own->products[p].gate = NULL;
         own->products[p].count = net->d_model;
     }
-    run_products(d, &own->division, own->products, count);
+    run_products(d, own, own->products, count, next);
     for (int r = 0; r < rows; r++) {
         float *y = own->h + r * d->d_width;
         memset(y, 0, sizeof(float) * (size_t)net->d_model);
@@ -499,7 +510,7 @@ static void compute(Decoder *d, Own *own) {
                 for (int64_t i = 0; i < D; i++) x[i] += own->attended[r * stride + i];
             if (net->arrangement != PARALLEL) normalise(&layer->norm2, x, h, D);
         }
-        feed_forward(d, own, layer);
+        feed_forward(d, own, layer, l + 1 < net->layers ? &layer[1].q : &net->head);
         for (int64_t i = 0; i < rows * stride; i++)
             own->x[i] += net->arrangement == SEQUENTIAL ? own->h[i] : own->attended[i] + own->h[i];
     }
@@ -511,7 +522,7 @@ static void compute(Decoder *d, Own *own) {
     Product head = {&net->head, NULL, 0, net->head.rows, rows,
                     row_pointers(own, own->h, stride, rows),
                     out_pointers(own->outs, d->batch.logits, net->head.rows, rows)};
-    run_products(d, &own->division, &head, 1);
+    run_products(d, own, &head, 1, NULL);
 }
 
 static _Thread_local int out_of_memory;
@@ -584,7 +595,7 @@ Decoder *decoder_open(const Network *net, int64_t widest_hidden) {
     d->worker = zeros(net->threads, sizeof *d->worker);
     d->own = zeros(net->threads, sizeof *d->own);
     for (d->num_own = 0; d->own && d->num_own < net->threads; d->num_own++)
-        d->own[d->num_own] = own_memory(d);
+        d->own[d->num_own] = own_memory(d), d->own[d->num_own].number = d->num_own;
     pthread_mutex_init(&d->lock, NULL);
     pthread_cond_init(&d->begin, NULL);
     if (out_of_memory) {

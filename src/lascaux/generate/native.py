@@ -110,6 +110,7 @@ class NativeDecoder:
         self._weights, self._pool = weights, pool
         self._config, self._threads = weights.config, weights.threads
         self._active, self._steps_left = weights.threads, 0
+        self._cos = self._sin = np.zeros((0, 0), dtype=np.float32)
         self._library = library()
         network = _Network.from_buffer_copy(weights.network)
         network.pages = pool.num_pages
@@ -122,6 +123,8 @@ class NativeDecoder:
 
     def decode(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """What comes after each row, (N V); keys and values go to the rows' pages."""
+        if len(rows) <= MOST_ROWS:
+            return self._decode(rows)
         parts = [rows[i : i + MOST_ROWS] for i in range(0, len(rows), MOST_ROWS)]
         return np.concatenate([self._decode(part) for part in parts])
 
@@ -142,9 +145,17 @@ class NativeDecoder:
             "tables": tables,
         }
         if self._config.position == "rotary":
-            angles = rotation(torch.from_numpy(positions)[None], self._config)
-            arrays["cos"], arrays["sin"] = (np.ascontiguousarray(t[0, 0].numpy()) for t in angles)
+            cos, sin = self._angles(int(positions.max()))
+            arrays |= {"cos": cos[positions], "sin": sin[positions]}
         return self._step(len(rows), **arrays)
+
+    def _angles(self, position: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Cosines and sines of all positions up to this one, made for twice as many if need be."""
+        if position >= len(self._cos):
+            positions = torch.arange(2 * position + 1)[None]
+            angles = rotation(positions, self._config)
+            self._cos, self._sin = (t[0, 0].numpy() for t in angles)
+        return self._cos, self._sin
 
     def _step(self, rows: int, **arrays: NDArray[Any]) -> NDArray[np.float32]:
         logits = np.empty((rows, self._config.vocab_rows), dtype=np.float32)
