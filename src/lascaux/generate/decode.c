@@ -94,7 +94,7 @@ struct Decoder {
     pthread_t *workers;
     pthread_mutex_t lock;
     pthread_cond_t begin;
-    int64_t generation;
+    _Atomic int64_t generation;
     int stopping;
     atomic_int arrived, phase, done;
     atomic_int *next; /* the next piece of each division of work in a step */
@@ -283,53 +283,87 @@ static void place_heads(Decoder *d, const Layer *layer, int64_t number, int row,
     store(net, net->values, cache_place(net, number, page, kv, position), v);
 }
 
-INLINE vec load_cached(const Network *net, const void *cache, int64_t at) {
-    return net->cache_format == BF16 ? load_bf16((const uint16_t *)cache + at)
-                                     : load_vec((const float *)cache + at);
+INLINE vec load_cached(int format, const char *head, int64_t i) {
+    return format == BF16 ? load_bf16((const uint16_t *)head + i) : load_vec((const float *)head + i);
 }
 
-INLINE float one_cached(const Network *net, const void *cache, int64_t at) {
-    return net->cache_format == BF16 ? one_bf16(((const uint16_t *)cache)[at])
-                                     : ((const float *)cache)[at];
+INLINE float one_cached(int format, const char *head, int64_t i) {
+    return format == BF16 ? one_bf16(((const uint16_t *)head)[i]) : ((const float *)head)[i];
+}
+
+/* the head of token j in a sequence's pages; those after it in its page follow */
+INLINE const char *cached(const Decoder *d, const void *cache, int64_t number, const int64_t *table,
+                          int64_t kv, int64_t j) {
+    const Network *net = &d->net;
+    int64_t place = cache_place(net, number, table[j / PAGE], kv, j);
+    return (const char *)cache + bytes_of((int)net->cache_format, place);
+}
+
+/* 16 `count` columns, from `first`, of all values by their shares */
+INLINE void weigh_values(int format, int count, const Decoder *d, int64_t number, int64_t kv,
+                         const int64_t *table, int64_t length, const float *shares, int64_t first,
+                         float *z) {
+    const int64_t size = bytes_of(format, d->net.head_dim);
+    vec sums[4] = {{0}};
+    for (int64_t start = 0; start < length; start += PAGE) {
+        const char *value = cached(d, d->net.values, number, table, kv, start);
+        int64_t end = length < start + PAGE ? length : start + PAGE;
+        for (int64_t j = start; j < end; j++, value += size)
+            UNROLL for (int i = 0; i < count; i++)
+                sums[i] += shares[j] * load_cached(format, value, first + i * LANES);
+    }
+    memcpy(z, sums, sizeof(vec) * (size_t)count);
 }
 
 /* softmax(q k / sqrt K) v of one row and head over the pages of its sequence */
-static void attend(Decoder *d, int64_t number, int row, int64_t h, float *scores) {
+INLINE void attend(int format, const Decoder *d, int64_t number, int row, int64_t h, float *scores) {
     const Network *net = &d->net;
-    int64_t K = net->head_dim, kv = h / (net->heads / net->kv_heads), whole = K / LANES * LANES;
-    int64_t position = d->batch.positions[row], length = position + 1;
-    const int64_t *table = d->batch.tables + row * d->batch.table_width;
+    const int64_t K = net->head_dim, kv = h / (net->heads / net->kv_heads), whole = K / LANES * LANES;
+    const int64_t position = d->batch.positions[row], length = position + 1;
+    const int64_t *table = d->batch.tables + row * d->batch.table_width, size = bytes_of(format, K);
     const float *q = d->q + row * d->q_width + h * K;
-    float *z = d->z + row * d->q_width + h * K, scale = 1.0f / sqrtf((float)K), largest = -INFINITY;
-    for (int64_t j = 0; j < length; j++) {
-        int64_t at = cache_place(net, number, table[j / PAGE], kv, j);
-        vec sums = {0};
-        for (int64_t i = 0; i < whole; i += LANES)
-            sums += load_vec(q + i) * load_cached(net, net->keys, at + i);
-        float score = sum_vec(sums);
-        for (int64_t i = whole; i < K; i++) score += q[i] * one_cached(net, net->keys, at + i);
-        score *= scale;
-        if (net->slopes) score -= net->slopes[h] * (float)(position - j);
-        scores[j] = score;
-        if (score > largest) largest = score;
-    }
-    float total = 0;
-    for (int64_t j = 0; j < length; j += LANES) {
-        vec p = exp_vec(load_vec(scores + j) - largest); /* beyond the end: not looked at */
-        memcpy(scores + j, &p, sizeof p);
-        for (int64_t i = j; i < length && i < j + LANES; i++) total += scores[i];
-    }
-    memset(z, 0, sizeof(float) * (size_t)K);
-    for (int64_t j = 0; j < length; j++) {
-        int64_t at = cache_place(net, number, table[j / PAGE], kv, j);
-        float p = scores[j] / total;
-        if (p < LEAST_SHARE) continue; /* products of subnormal numbers are slow */
-        for (int64_t i = 0; i < whole; i += LANES) {
-            vec sums = load_vec(z + i) + p * load_cached(net, net->values, at + i);
-            memcpy(z + i, &sums, sizeof sums);
+    const float scale = 1.0f / sqrtf((float)K), slope = net->slopes ? net->slopes[h] : 0;
+    float *z = d->z + row * d->q_width + h * K, largest = -INFINITY;
+    for (int64_t start = 0; start < length; start += PAGE) {
+        const char *key = cached(d, net->keys, number, table, kv, start);
+        for (int64_t j = start; j < length && j < start + PAGE; j++, key += size) {
+            vec sums = {0};
+            for (int64_t i = 0; i < whole; i += LANES)
+                sums += load_vec(q + i) * load_cached(format, key, i);
+            float score = sum_vec(sums);
+            for (int64_t i = whole; i < K; i++) score += q[i] * one_cached(format, key, i);
+            scores[j] = score * scale - slope * (float)(position - j);
+            if (scores[j] > largest) largest = scores[j];
         }
-        for (int64_t i = whole; i < K; i++) z[i] += p * one_cached(net, net->values, at + i);
     }
+    vec totals = {0}, zero = {0};
+    for (int64_t j = length; j % LANES; j++) scores[j] = -INFINITY;
+    for (int64_t j = 0; j < length; j += LANES) {
+        vec p = exp_vec(load_vec(scores + j) - largest);
+        totals += p;
+        memcpy(scores + j, &p, sizeof p);
+    }
+    const float share = 1.0f / sum_vec(totals);
+    for (int64_t j = 0; j < length; j += LANES) { /* products of subnormal numbers are slow */
+        vec p = load_vec(scores + j) * share;
+        p = choose(p < zero + LEAST_SHARE, zero, p);
+        memcpy(scores + j, &p, sizeof p);
+    }
+    int64_t done = 0;
+    for (; done + 4 * LANES <= K; done += 4 * LANES)
+        weigh_values(format, 4, d, number, kv, table, length, scores, done, z + done);
+    for (; done < whole; done += LANES)
+        weigh_values(format, 1, d, number, kv, table, length, scores, done, z + done);
+    for (int64_t i = whole; i < K; i++) {
+        z[i] = 0;
+        for (int64_t j = 0; j < length; j++)
+            z[i] += scores[j] * one_cached(format, cached(d, net->values, number, table, kv, j), i);
+    }
+}
+
+static void attend_row(const Decoder *d, int64_t number, int row, int64_t h, float *scores) {
+    if (d->net.cache_format == BF16) attend(BF16, d, number, row, h, scores);
+    else attend(FP32, d, number, row, h, scores);
 }
 
 static const float *const *row_pointers(Own *own, const float *base, int64_t width, int rows) {
@@ -369,7 +403,7 @@ static void attention(Decoder *d, Own *own, const Layer *layer, int64_t number) 
     own->division++;
     meet(d);
     for (int i; (i = atomic_fetch_add(&d->next[own->division], 1)) < rows * net->heads;)
-        attend(d, number, i / (int)net->heads, i % net->heads, own->scores);
+        attend_row(d, number, i / (int)net->heads, i % net->heads, own->scores);
     own->division++;
     meet(d);
     Product o = {&layer->o, NULL, 0, layer->o.rows, rows, row_pointers(own, d->z, d->q_width, rows),
@@ -558,6 +592,7 @@ static void *work(void *argument) {
     Worker worker = *(Worker *)argument;
     Decoder *d = worker.decoder;
     for (int64_t seen = 0;;) {
+        for (int spins = 0; spins < SPINS && atomic_load(&d->generation) == seen; spins++) pause_cpu();
         pthread_mutex_lock(&d->lock);
         while (d->generation == seen && !d->stopping) pthread_cond_wait(&d->begin, &d->lock);
         seen = d->generation;
