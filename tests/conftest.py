@@ -48,6 +48,18 @@ max_tokens = 12
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-cases", action="store_true", help="every case on every layout, not a third of them"
+    )
+
+
+@pytest.fixture(scope="session")
+def all_cases(pytestconfig: pytest.Config) -> bool:
+    """Whether a campaign is asked for instead of the usual suite."""
+    return bool(pytestconfig.getoption("--all-cases"))
+
+
 @dataclass(frozen=True)
 class Result:
     code: int
