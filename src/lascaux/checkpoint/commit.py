@@ -11,8 +11,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = ".tmp_"
@@ -44,7 +44,6 @@ def commit_folder(final: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = _sibling(final, TEMPORARY)
     os.mkdir(temporary)
-    held = _lock(temporary)
     try:
         write(temporary)
         sync_folder(temporary)
@@ -59,8 +58,16 @@ def commit_folder(final: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    finally:
-        os.close(held)
+
+
+def commit_locked_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """As `commit_folder`; meanwhile `remove_abandoned` of another process leaves it alone."""
+
+    def write_locked(folder: Path) -> None:
+        with _being_written(folder):
+            write(folder)
+
+    commit_folder(final, write_locked)
 
 
 def retire_folders(paths: Iterable[Path]) -> None:
@@ -97,12 +104,16 @@ def remove_abandoned(final: Path) -> None:
             os.close(descriptor)
 
 
-def _lock(folder: Path) -> int:
-    """An open folder that says, where the filesystem has locks, that its writer is alive."""
+@contextmanager
+def _being_written(folder: Path) -> Iterator[None]:
+    """Say, where the filesystem has locks, that a folder's writer is alive."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sibling(path: Path, prefix: str) -> Path:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from lascaux.checkpoint.commit import commit_folder
+from lascaux.checkpoint.commit import commit_locked_folder
 from lascaux.checkpoint.files import write_file
 from lascaux.checkpoint.load import check_fits, describe_tensors
 from lascaux.checkpoint.manifest import read_manifest
@@ -100,7 +100,7 @@ def export_folder(run: Path, out: Path, console: Console, dtype: str = "fp32") -
         refuse_existing(out)  # committing would put aside what came in the meantime
 
     try:
-        commit_folder(out, write)
+        commit_locked_folder(out, write)
     except OSError as error:
         raise CheckpointError(
             f"cannot write {out}: {error.strerror}; it needs {format_bytes(num_bytes)}"

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from lascaux.checkpoint.commit import commit_folder, sync_folder
+from lascaux.checkpoint.commit import commit_locked_folder, sync_folder
 from lascaux.checkpoint.files import FileRecord, write_file
 from lascaux.checkpoint.manifest import (
     MANIFEST_NAME,
@@ -98,7 +98,7 @@ def import_folder(source: Path, out: Path, console: Console, flags: Sequence[str
             refuse_existing(out)  # committing would put aside what came in the meantime
 
         try:
-            commit_folder(out, write)
+            commit_locked_folder(out, write)
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {out}: {error.strerror}; it needs {format_bytes(matched.num_bytes)}"
