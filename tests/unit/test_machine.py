@@ -57,7 +57,7 @@ def test_bf16_is_chosen_where_it_is_worth_it(
     monkeypatch: pytest.MonkeyPatch, times: float, precision: str
 ) -> None:
     speeds = {torch.float32: 1e11, torch.bfloat16: times * 1e11}
-    monkeypatch.setattr(machine, "measure_matmul_peak", lambda device, dtype: speeds[dtype])
+    monkeypatch.setattr(hardware, "measure_matmul_peak", lambda device, dtype: speeds[dtype])
     assert choose_precision(CPU) == precision
 
 
@@ -109,7 +109,7 @@ def test_the_peak_is_the_best_of_both_sizes_unless_the_first_is_slow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = iter([0.01, 0.05, 0.2])
-    monkeypatch.setattr(machine, "fastest", lambda work, device, deadline: next(answers))
+    monkeypatch.setattr(hardware, "fastest", lambda work, device, deadline: next(answers))
     assert measure_matmul_peak(CPU, torch.float32) == 2 * 2048**3 / 0.05
     assert measure_matmul_peak(CPU, torch.float32) == 2 * 1024**3 / 0.2
     assert next(answers, None) is None
