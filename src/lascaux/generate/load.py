@@ -141,7 +141,9 @@ def native_weights(model: Transformer, device: torch.device) -> NativeWeights | 
     try:
         return NativeWeights(model, torch.get_num_threads())
     except LascauxError as error:
-        logging.warning(f"{error}; torch computes tokens instead, several times slower")
+        logging.getLogger(__name__).warning(
+            f"{error}; torch computes tokens instead, several times slower"
+        )
         return None
 
 

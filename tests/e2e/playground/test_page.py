@@ -75,6 +75,7 @@ def test_a_loading_model_is_waited_for(browser: Any, server: FakeServer) -> None
     page.wait_for_selector("#model >> text=loading")
     server.loading = False
     page.wait_for_selector("#model b", state="attached")
+    assert "loading" not in page.inner_text("#model")
     context.close()
 
 
